@@ -1,0 +1,137 @@
+"""What crosses to the device: a plan of integers down, chosen tokens up, and the contract of whoever executes it.
+
+Knows no tensor (the words wing reads this) and no queue (the tensors wing reads this).
+"""
+
+from typing import Protocol
+
+from msgspec import Struct
+
+from serving.protocol import SamplingParams
+
+
+class NewRow(Struct, frozen=True, kw_only=True, array_like=True):
+    """What the device must remember of a sequence, sent once before its first row.
+
+    Attributes:
+        token_ids: everything known so far: the prompt, and what was generated if the sequence moves to a new runner.
+        prompt_length: how many of `token_ids` are the prompt.
+    """
+
+    sequence_id: int
+    token_ids: list[int]
+    prompt_length: int
+    sampling: SamplingParams
+
+
+class Row(Struct, frozen=True, kw_only=True, array_like=True):
+    """One sequence's part of a step: a chunk of its prompt, or its newest token.
+
+    Attributes:
+        token_ids: what to compute now, at least one id.
+        position: where `token_ids[0]` stands in the sequence.
+        block_table: the blocks that hold positions 0 to `position + len(token_ids) - 1`, in order.
+        sample: whether the row's last token ends what is known, so that the next one is to be chosen.
+    """
+
+    sequence_id: int
+    token_ids: list[int]
+    position: int
+    block_table: list[int]
+    sample: bool
+
+
+class StepPlan(Struct, frozen=True, kw_only=True, array_like=True):
+    """One forward: `started` is taken in first, then `rows` are computed, `finished` is forgotten before both."""
+
+    rows: list[Row]
+    started: list[NewRow] = []
+    finished: list[int] = []
+
+
+class Choice(Struct, frozen=True, array_like=True):
+    """The token chosen for a row.
+
+    Attributes:
+        logprob: natural log of its probability under the fully processed logits.
+        top: (id, logprob) of the best alternatives, best first, when the sequence asked for them.
+    """
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]] = []
+
+
+class RowResult(Struct, frozen=True, kw_only=True, array_like=True):
+    """What became of one row.
+
+    Attributes:
+        choice: set exactly when the row had `sample`.
+        prompt_logprobs: for the prompt positions `position + 1` to `position + len(token_ids)`, as far as they
+            are prompt; empty unless asked for.
+    """
+
+    sequence_id: int
+    choice: Choice | None = None
+    prompt_logprobs: list[float] = []
+
+
+class StepResult(Struct, frozen=True, kw_only=True, array_like=True):
+    """The results of a plan's rows, in their order."""
+
+    rows: list[RowResult]
+
+
+class ModelFacts(Struct, frozen=True, kw_only=True, array_like=True):
+    """What the device measured once the model was loaded; travels up.
+
+    Attributes:
+        max_position: positions that the model was made for.
+        block_size: tokens a KV block holds.
+        block_count: KV blocks there are; block 0 is never handed out (padding writes go there).
+        max_step_tokens: the largest number of tokens that one step was measured with.
+        max_rows: the largest number of rows that one step was measured with.
+        dtype: the computing type, such as "bfloat16".
+        device: what computes, such as "cpu" or "nvidia-h200".
+        weight_bytes: bytes of the kept weights.
+        kv_bytes: bytes of the KV cache.
+    """
+
+    vocab_size: int
+    max_position: int
+    block_size: int
+    block_count: int
+    max_step_tokens: int
+    max_rows: int
+    dtype: str
+    device: str
+    weight_bytes: int
+    kv_bytes: int
+
+
+class Runner(Protocol):
+    """One device (or N that act as one) with a loaded model.
+
+    Plans may be submitted before earlier results were collected; results come in the order of the plans.
+    """
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What was measured when the model was loaded."""
+        ...
+
+    def submit(self, plan: StepPlan) -> None:
+        """Hand a plan over. Raises RunnerDied."""
+        ...
+
+    def collect(self) -> StepResult:
+        """Wait for the oldest submitted plan's result. Raises RunnerDied."""
+        ...
+
+    def alive(self) -> bool:
+        """Whether the device can still be used; never blocks."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the device; ends the process where there is one. Safe to call twice."""
+        ...

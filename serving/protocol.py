@@ -1,0 +1,167 @@
+"""What crosses the bridge between HTTP and the engine: requests down, outputs up.
+
+Knows no tensor, no thread and no dialect of HTTP; every record is frozen.
+"""
+
+import enum
+
+from msgspec import Struct
+
+
+class FinishReason(enum.StrEnum):
+    """Why a generation ended, in the words of TGI's wire."""
+
+    LENGTH = "length"
+    EOS_TOKEN = "eos_token"  # noqa: S105 - a finish reason
+    STOP_SEQUENCE = "stop_sequence"
+
+
+class SamplingParams(Struct, frozen=True, kw_only=True, array_like=True):
+    """How one sequence's tokens are chosen; every default means "off".
+
+    The order of the processors is TGI's: logit bias, repetition penalty, frequency and presence penalties,
+    temperature, top_k, top_p, min_p, typical_p. Without `do_sample` the choice is the argmax.
+
+    Attributes:
+        do_sample: draw instead of taking the argmax.
+        seed: 64-bit; with the position and the token id it determines every draw.
+        relative_frequency_penalty: TGI's definition: `penalty * count / length`, over prompt and output.
+        frequency_penalty: OpenAI's definition: `penalty * count`, over the output.
+        presence_penalty: OpenAI's definition: `penalty` once for every id in the output.
+        logit_bias: added to the logits of single ids, before everything else.
+        top_n_tokens: how many of the best alternatives to report a token (ties can give more).
+        prompt_logprobs: also report the log probability of every prompt token after the first.
+    """
+
+    do_sample: bool = False
+    seed: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    typical_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    relative_frequency_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: dict[int, float] = {}
+    top_n_tokens: int = 0
+    prompt_logprobs: bool = False
+
+
+class StopParams(Struct, frozen=True, kw_only=True):
+    """When one sequence ends.
+
+    Attributes:
+        max_new_tokens: exact upper bound of generated tokens.
+        stop_strings: end where one of these texts is complete, wherever in a token that is.
+        stop_token_ids: end at one of these ids as if it were an end-of-sequence token.
+        ignore_eos: go on over the model's end-of-sequence tokens.
+        keep_stop_text: whether a matched stop string stays in the text (native routes) or is removed (OpenAI's).
+    """
+
+    max_new_tokens: int
+    stop_strings: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    keep_stop_text: bool = True
+
+
+class Request(Struct, frozen=True, kw_only=True):
+    """What a client asked, validated: past this type nothing is checked again.
+
+    Attributes:
+        prompt_token_ids: at least one id, all inside the vocabulary.
+        cache_salt: keeps one tenant's cached prefixes apart from another's.
+    """
+
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    stop: StopParams
+    cache_salt: str = ""
+
+
+class TokenLogprob(Struct, frozen=True):
+    """A token with its natural-log probability (`None` for a prompt's first token)."""
+
+    id: int
+    text: str
+    logprob: float | None
+    special: bool = False
+
+
+class OutputToken(Struct, frozen=True):
+    """One generated token.
+
+    Attributes:
+        text: what this token adds to the detokenised output ("" inside an incomplete character).
+        top: the best alternatives, best first; empty unless asked for.
+    """
+
+    id: int
+    text: str
+    logprob: float
+    special: bool
+    top: list[TokenLogprob] = []
+
+
+class Finish(Struct, frozen=True, kw_only=True):
+    """How a generation ended, with its last output.
+
+    Attributes:
+        text: the whole generated text, special tokens left out, cut at a stop string as `StopParams` says.
+        queue_s: seconds between arrival in the engine and the first step that took the request in.
+        inference_s: seconds between that step's start and the last token.
+    """
+
+    reason: FinishReason
+    text: str
+    generated_tokens: int
+    queue_s: float
+    inference_s: float
+
+
+class RequestOutput(Struct, frozen=True, kw_only=True):
+    """What one step made of one request.
+
+    Attributes:
+        request_id: the bridge's number for the request.
+        tokens: generated in this step, in order; never held back.
+        text: what can now be shown: it lags behind `tokens` while it may still become a stop string that is
+            to be removed, and leaves special tokens out.
+        prompt: the prompt's tokens with log probabilities; only with the first output, only when asked for.
+        finish: set on the last output.
+        error: set instead when the engine had to give the request up; no output follows.
+    """
+
+    request_id: int
+    tokens: list[OutputToken] = []
+    text: str = ""
+    prompt: list[TokenLogprob] = []
+    finish: Finish | None = None
+    error: str | None = None
+
+
+class StepStats(Struct, frozen=True, kw_only=True):
+    """One engine step in numbers, for the metrics.
+
+    Attributes:
+        rows: sequences in the step.
+        prompt_tokens: tokens computed for prompts (more than one pending), the rest of the rows decoded one.
+        started: sequences that left the queue in this step.
+        forward_s: seconds from submitting the plan to having its result.
+        step_s: seconds of the whole step.
+        cached_tokens: prompt tokens that the prefix cache spared the started sequences.
+    """
+
+    rows: int
+    prompt_tokens: int
+    started: int
+    waiting: int
+    running: int
+    preempted: int
+    blocks_used: int
+    blocks_total: int
+    cached_tokens: int
+    forward_s: float
+    step_s: float
