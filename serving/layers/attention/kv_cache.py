@@ -1,0 +1,54 @@
+"""The key and value tensors, in blocks.
+
+Knows no sequence: whose tokens lie in which block is the words side's matter.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class KVShape:
+    """What one layer keeps of a token: two vectors of `heads * head_dim`."""
+
+    heads: int
+    head_dim: int
+
+
+class KVCache:
+    """Preallocated blocks of keys and values for every layer.
+
+    Args:
+        shapes: one a layer.
+        block_count: blocks to allocate, the padding block 0 among them.
+        block_size: tokens a block holds.
+
+    Attributes:
+        keys: a tensor a layer: [blocks, block_size, kv_heads, head_dim].
+        values: likewise.
+    """
+
+    def __init__(
+        self, shapes: Sequence[KVShape], block_count: int, block_size: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        # Written once here, so that every page is really there: an operating system that hands memory out on
+        # first use would otherwise refuse it in the middle of a request.
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        for shape in shapes:
+            size = (block_count, block_size, shape.heads, shape.head_dim)
+            self.keys.append(torch.empty(size, dtype=dtype, device=device).zero_())
+            self.values.append(torch.empty(size, dtype=dtype, device=device).zero_())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values."""
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
+
+def block_bytes(shapes: Sequence[KVShape], block_size: int, dtype: torch.dtype) -> int:
+    """Bytes of one block over all layers."""
+    return sum(2 * shape.heads * shape.head_dim for shape in shapes) * block_size * dtype.itemsize

@@ -1,0 +1,113 @@
+"""The builder a model pulls its layers from: the one object that knows what a model must not know.
+
+That is the checkpoint, the device, the number format, the kernels and the attention backend.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from serving.errors import ModelError
+from serving.layers.attention.backend import Attention, AttentionBackend, AttentionSpec
+from serving.layers.attention.kv_cache import KVShape
+from serving.layers.embedding import Embedding
+from serving.layers.linear import make_linear
+from serving.layers.norm import RMSNorm
+from serving.layers.rotary import Rotary
+from serving.weights.checkpoint import Checkpoint
+
+
+@dataclass(slots=True)
+class Built:
+    """What a finished model needs from its runner.
+
+    Attributes:
+        kv_shapes: one an attention layer, in the order of their indices.
+        windows: the distinct attention windows, for the masks.
+        weight_bytes: bytes of all weights kept.
+    """
+
+    kv_shapes: list[KVShape] = field(default_factory=list)
+    windows: set[int | None] = field(default_factory=set)
+    weight_bytes: int = 0
+
+
+class LayerBuilder:
+    """Hands out layers by the checkpoint's names, scoped by `at`.
+
+    Args:
+        checkpoint: where tensors come from.
+        dtype: what every weight is converted to.
+        device: where every weight is kept.
+        attention: the backend of all attention layers.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, attention: AttentionBackend
+    ) -> None:
+        self._checkpoint, self._dtype, self._device, self._attention = checkpoint, dtype, device, attention
+        self._prefix = ""
+        self.built = Built()
+
+    def at(self, name: str) -> Self:
+        """The same builder, one level deeper in the checkpoint's names."""
+        deeper = object.__new__(type(self))
+        deeper.__dict__.update(self.__dict__, _prefix=f"{self._prefix}{name}.")
+        return deeper
+
+    def column(self, *names: str, bias: bool = False) -> nn.Module:
+        """Linear layers over one input, fused along their outputs in the order given. Raises ModelError."""
+        weight = self._fused([f"{name}.weight" for name in names])
+        return make_linear(weight, self._fused([f"{name}.bias" for name in names]) if bias else None)
+
+    def row(self, name: str, bias: bool = False) -> nn.Module:
+        """A linear layer whose input a `column` layer made. Raises ModelError."""
+        return self.column(name, bias=bias)
+
+    def head(self, name: str, vocab_size: int, tied_to: str | None = None) -> nn.Module:
+        """The layer from hidden states to logits; `tied_to` names the embedding whose weight it shares."""
+        return make_linear(self._vocabulary(tied_to or name, vocab_size), None)
+
+    def embedding(self, name: str, vocab_size: int) -> Embedding:
+        """A token embedding. Raises ModelError."""
+        return Embedding(self._vocabulary(name, vocab_size))
+
+    def norm(self, name: str, eps: float) -> RMSNorm:
+        """A root-mean-square norm. Raises ModelError."""
+        return RMSNorm(self._tensor(f"{name}.weight"), eps)
+
+    def rotary(self, head_dim: int, rope: Mapping[str, Any]) -> Rotary:
+        """The rotary embedding of a model. Raises ModelError."""
+        return Rotary(head_dim, rope, self._device)
+
+    def attention(
+        self, *, heads: int, kv_heads: int, head_dim: int, scale: float, window: int | None = None
+    ) -> Attention:
+        """The next layer's causal attention over the paged cache; layers are numbered in the order of these calls."""
+        layer = len(self.built.kv_shapes)
+        self.built.kv_shapes.append(KVShape(kv_heads, head_dim))
+        self.built.windows.add(window)
+        return self._attention(
+            AttentionSpec(layer=layer, heads=heads, kv_heads=kv_heads, head_dim=head_dim, scale=scale, window=window)
+        )
+
+    def _vocabulary(self, name: str, size: int) -> Tensor:
+        weight = self._tensor(f"{name}.weight")
+        # Everything else fails loudly in the first forward; ids beyond a smaller table only when one comes along.
+        if len(weight) != size:
+            raise ModelError(f"{name}.weight has {len(weight)} rows, but config.json says vocab_size {size}")
+        return weight
+
+    def _fused(self, names: list[str]) -> Tensor:
+        parts = [self._tensor(name) for name in names]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _tensor(self, name: str) -> Tensor:
+        tensor = self._checkpoint.read(self._prefix + name)
+        # `copy`, or a float32 weight would stay a view of the mapped file and change with it.
+        kept = tensor.to(device=self._device, dtype=self._dtype, copy=True)
+        self.built.weight_bytes += kept.nbytes
+        return kept

@@ -1,0 +1,49 @@
+"""One forward's inputs: tensors and nothing with behaviour.
+
+Knows no sequence, no plan and no kernel.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionGroup:
+    """What one attention call computes: one token each of many rows, their contexts padded, or a chunk of one row.
+
+    Attributes:
+        start: where the group's first token stands in the batch; its tokens are contiguous, row by row.
+        rows: number of sequences; 1 where `query_length` is more than 1.
+        query_length: query tokens of each.
+        blocks: KV block ids, row by row: [rows * blocks a row].
+        masks: by window (`None`: unbounded), what to add to the scores: [rows, 1, query_length, context].
+    """
+
+    start: int
+    rows: int
+    query_length: int
+    blocks: Tensor
+    masks: Mapping[int | None, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBatch:
+    """The tokens of one step, flat.
+
+    Attributes:
+        input_ids: [tokens].
+        positions: where each token stands in its sequence: [tokens].
+        slots: where each token's key and value are kept, `block * block_size + offset`: [tokens].
+        groups: cover all tokens, in order.
+        keys: a tensor a layer: [blocks, block_size, kv_heads, head_dim].
+        values: likewise.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    groups: list[AttentionGroup]
+    keys: list[Tensor]
+    values: list[Tensor]

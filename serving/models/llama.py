@@ -1,0 +1,22 @@
+"""Llama 1 to 3 (Touvron et al. 2023, arXiv:2302.13971)."""
+
+from torch import nn
+
+from serving.layers.builder import LayerBuilder
+from serving.models.decoder import RotaryAttention, RotaryDecoder, attend
+from serving.weights.model_config import ModelConfig
+
+
+def attention(config: ModelConfig, build: LayerBuilder, layer: int) -> nn.Module:
+    """Grouped-query attention over all earlier positions, alike in every layer."""
+    return RotaryAttention(
+        config,
+        qkv=build.column("q_proj", "k_proj", "v_proj", bias=config.attention_bias),
+        attend=attend(config, build),
+        out=build.row("o_proj", bias=config.attention_bias),
+    )
+
+
+def llama(config: ModelConfig, build: LayerBuilder) -> RotaryDecoder:
+    """The whole model."""
+    return RotaryDecoder(config, build, attention)

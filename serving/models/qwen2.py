@@ -1,0 +1,22 @@
+"""Qwen2 and Qwen2.5 (Yang et al. 2024, arXiv:2407.10671)."""
+
+from torch import nn
+
+from serving.layers.builder import LayerBuilder
+from serving.models.decoder import RotaryAttention, RotaryDecoder, attend
+from serving.weights.model_config import ModelConfig
+
+
+def attention(config: ModelConfig, build: LayerBuilder, layer: int) -> nn.Module:
+    """Grouped-query attention with biases on queries, keys and values; upper layers may have a window."""
+    return RotaryAttention(
+        config,
+        qkv=build.column("q_proj", "k_proj", "v_proj", bias=True),
+        attend=attend(config, build, config.window(layer)),
+        out=build.row("o_proj"),
+    )
+
+
+def qwen2(config: ModelConfig, build: LayerBuilder) -> RotaryDecoder:
+    """The whole model."""
+    return RotaryDecoder(config, build, attention)

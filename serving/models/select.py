@@ -1,0 +1,46 @@
+"""The architectures by the `model_type` of config.json; grep finds them here."""
+
+from importlib import import_module
+from typing import Protocol, cast
+
+from torch import Tensor
+
+from serving.errors import ModelError
+from serving.layers.builder import LayerBuilder
+from serving.layers.forward_batch import ForwardBatch
+from serving.weights.model_config import ModelConfig
+
+ARCHITECTURES = {
+    "llama": "serving.models.llama:llama",
+    "mistral": "serving.models.mistral:mistral",
+    "qwen2": "serving.models.qwen2:qwen2",
+    "qwen3": "serving.models.qwen3:qwen3",
+}
+
+
+class CausalModel(Protocol):
+    """What a runner asks of a model; implementations are nn.Modules."""
+
+    def __call__(self, batch: ForwardBatch) -> Tensor:
+        """The last hidden state of every token: [tokens, hidden]."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden] -> [rows, vocabulary], in float32."""
+        ...
+
+
+class Architecture(Protocol):
+    """Makes a model from a configuration and a builder."""
+
+    def __call__(self, config: ModelConfig, build: LayerBuilder) -> CausalModel:
+        """Raises ModelError where the checkpoint does not fit."""
+        ...
+
+
+def select(model_type: str) -> Architecture:
+    """The architecture of this name, imported now. Raises ModelError for one that is not served."""
+    if model_type not in ARCHITECTURES:
+        raise ModelError(f"unsupported model type {model_type!r}; served are {', '.join(sorted(ARCHITECTURES))}")
+    module, _, attribute = ARCHITECTURES[model_type].partition(":")
+    return cast(Architecture, getattr(import_module(module), attribute))

@@ -1,0 +1,41 @@
+"""One tiny random configuration per architecture, for every test that holds our models to transformers."""
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
+
+_TINY = {
+    "vocab_size": 131, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+_LLAMA3_ROPE = {
+    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}  # fmt: skip
+
+CASES: dict[str, PretrainedConfig] = {
+    "llama": LlamaConfig(**_TINY),
+    "llama-biased-tied": LlamaConfig(**_TINY, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
+    "llama-rope-llama3": LlamaConfig(**_TINY, rope_parameters=_LLAMA3_ROPE),
+    "llama-rope-linear": LlamaConfig(
+        **_TINY, rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+    ),
+    "mistral": MistralConfig(**_TINY, sliding_window=None),
+    "mistral-window": MistralConfig(**_TINY, sliding_window=9),
+    "qwen2": Qwen2Config(**_TINY),
+    "qwen2-window": Qwen2Config(**_TINY, use_sliding_window=True, sliding_window=9, max_window_layers=1),
+    "qwen3": Qwen3Config(**_TINY, head_dim=16),
+    "qwen3-tied": Qwen3Config(**_TINY, head_dim=16, tie_word_embeddings=True),
+}
+
+
+def randomized(config):
+    """A random transformers model whose norms and biases are random too: ones and zeros would hide a mix-up."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.normal_(0.5, 0.3)
+            else:
+                parameter.normal_(0, 0.25)
+    return model

@@ -1,0 +1,125 @@
+"""Every architecture against transformers: prefill, chunks, decode, mixed batches, shared blocks."""
+
+import random
+
+import pytest
+import torch
+from models.cases import CASES, randomized
+
+from serving.layers.attention.kv_cache import KVCache
+from serving.layers.attention.select import select as select_attention
+from serving.layers.builder import LayerBuilder
+from serving.models.select import ARCHITECTURES
+from serving.models.select import select as select_model
+from serving.plan import Row
+from serving.runner.inputs import InputBuilder
+from serving.weights.checkpoint import SafetensorsCheckpoint
+from serving.weights.model_config import ModelConfig
+
+BLOCK = 4
+CPU = torch.device("cpu")
+
+
+class Ours:
+    """Our model from the files that transformers saved, fed rows by hand."""
+
+    def __init__(self, directory, dtype=torch.float32, device=CPU):
+        self.config = ModelConfig.load(directory)
+        self.weights = SafetensorsCheckpoint(directory)
+        build = LayerBuilder(self.weights, dtype=dtype, device=device, attention=select_attention("sdpa"))
+        self.model = select_model(self.config.model_type)(self.config, build)
+        cache = KVCache(build.built.kv_shapes, 128, BLOCK, dtype, device)
+        self.inputs = InputBuilder(cache, BLOCK, build.built.windows, dtype, device)
+
+    @torch.inference_mode()
+    def logits(self, rows):
+        """Every computed token's logits, row by row."""
+        inputs = self.inputs.build(rows)
+        logits = self.model.logits(self.model(inputs.batch)).cpu()
+        return [logits[start : start + len(row.token_ids)] for start, row in zip(inputs.starts, rows, strict=True)]
+
+
+@pytest.fixture(params=CASES)
+def pair(request, tmp_path):
+    theirs = randomized(CASES[request.param])
+    theirs.save_pretrained(tmp_path)
+    return theirs, Ours(tmp_path)
+
+
+def row(i, ids, start, end, table):
+    return Row(sequence_id=i, token_ids=ids[start:end], position=start, block_table=table, sample=True)
+
+
+def worst_difference(got, want):
+    return ((got - want).abs().max() / want.abs().max()).item()
+
+
+def test_prefill_chunks_and_decode_in_mixed_batches_equal_transformers(pair):
+    theirs, ours = pair
+    rng = random.Random(7)
+    lengths = [1, 2, 5, 16, 17, 33, 40]
+    sequences = [[rng.randrange(131) for _ in range(n + 6)] for n in lengths]
+    free = iter(rng.sample(range(1, 128), 120))
+    tables = [[next(free) for _ in range(-(-len(ids) // BLOCK))] for ids in sequences]
+    with torch.inference_mode():
+        want = [theirs(torch.tensor([ids])).logits[0] for ids in sequences]
+    computed = [0] * len(sequences)
+    while any(done < len(ids) for done, ids in zip(computed, sequences, strict=True)):
+        rows, targets = [], []
+        for i, ids in enumerate(sequences):
+            # Random chunks first, single tokens at the end; some rows sit a step out.
+            count = min(rng.choice([1, 1, 3, 8, 19]) if computed[i] < lengths[i] else 1, len(ids) - computed[i])
+            if count and rng.random() < 0.8:
+                rows.append(row(i, ids, computed[i], computed[i] + count, tables[i]))
+                targets.append(want[i][computed[i] : computed[i] + count])
+                computed[i] += count
+        if rows:
+            for got, target in zip(ours.logits(rows), targets, strict=True):
+                assert worst_difference(got, target) < 1e-5
+
+
+def test_a_sequence_that_takes_over_cached_blocks_equals_transformers(pair):
+    theirs, ours = pair
+    prefix = [(7 * i) % 131 for i in range(4 * BLOCK)]
+    first, second = [*prefix, 3, 5], [*prefix, 90, 91, 92, 93, 94]
+    ours.logits([row(0, first, 0, len(first), [9, 8, 7, 6, 5])])
+    (got,) = ours.logits([row(1, second, len(prefix), len(second), [9, 8, 7, 6, 20, 21])])
+    with torch.inference_mode():
+        want = theirs(torch.tensor([second])).logits[0, len(prefix) :]
+    assert worst_difference(got, want) < 1e-5
+
+
+def test_every_tensor_of_the_checkpoint_is_used(pair):
+    _, ours = pair
+    assert [name for name in ours.weights.unread() if name != "lm_head.weight"] == []
+
+
+def test_bfloat16_stays_near_float32(pair, tmp_path):
+    theirs, _ = pair
+    ids = [(11 * i) % 131 for i in range(30)]
+    (got,) = Ours(tmp_path, torch.bfloat16).logits([row(0, ids, 0, 30, list(range(1, 9)))])
+    with torch.inference_mode():
+        reference = theirs(torch.tensor([ids])).logits[0]
+        theirs_in_bfloat16 = theirs.bfloat16()(torch.tensor([ids])).logits[0].float()
+    rounding = (theirs_in_bfloat16 - reference).abs().mean()
+    assert (got - reference).abs().mean() < 1.5 * rounding
+
+
+def test_long_chunks_attend_in_slices_and_wide_groups_are_split(tmp_path, monkeypatch):
+    monkeypatch.setattr("serving.runner.inputs.MAX_MASK_ENTRIES", 64)
+    monkeypatch.setattr("serving.runner.inputs.MAX_GROUP_TOKENS", 24)
+    theirs = randomized(CASES["mistral-window"])
+    theirs.save_pretrained(tmp_path)
+    ours = Ours(tmp_path)
+    sequences = [[(i * 5 + j) % 131 for j in range(20)] for i in range(5)]
+    tables = [list(range(1 + 5 * i, 6 + 5 * i)) for i in range(5)]
+    with torch.inference_mode():
+        want = theirs(torch.tensor(sequences)).logits
+    chunks = ours.logits([row(i, ids, 0, 19, tables[i]) for i, ids in enumerate(sequences)])
+    singles = ours.logits([row(i, ids, 19, 20, tables[i]) for i, ids in enumerate(sequences)])
+    for i in range(5):
+        assert worst_difference(torch.cat([chunks[i], singles[i]]), want[i]) < 1e-5
+
+
+def test_every_architecture_has_a_case():
+    assert {config.model_type for config in CASES.values()} == set(ARCHITECTURES)
