@@ -5,38 +5,9 @@ import random
 import pytest
 import torch
 from models.cases import CASES, randomized
+from models.hand_fed import BLOCK, Ours, row, worst_difference
 
-from serving.layers.attention.kv_cache import KVCache
-from serving.layers.attention.select import select as select_attention
-from serving.layers.builder import LayerBuilder
 from serving.models.select import ARCHITECTURES
-from serving.models.select import select as select_model
-from serving.plan import Row
-from serving.runner.inputs import InputBuilder
-from serving.weights.checkpoint import SafetensorsCheckpoint
-from serving.weights.model_config import ModelConfig
-
-BLOCK = 4
-CPU = torch.device("cpu")
-
-
-class Ours:
-    """Our model from the files that transformers saved, fed rows by hand."""
-
-    def __init__(self, directory, dtype=torch.float32, device=CPU):
-        self.config = ModelConfig.load(directory)
-        self.weights = SafetensorsCheckpoint(directory)
-        build = LayerBuilder(self.weights, dtype=dtype, device=device, attention=select_attention("sdpa"))
-        self.model = select_model(self.config.model_type)(self.config, build)
-        cache = KVCache(build.built.kv_shapes, 128, BLOCK, dtype, device)
-        self.inputs = InputBuilder(cache, BLOCK, build.built.windows, dtype, device)
-
-    @torch.inference_mode()
-    def logits(self, rows):
-        """Every computed token's logits, row by row."""
-        inputs = self.inputs.build(rows)
-        logits = self.model.logits(self.model(inputs.batch)).cpu()
-        return [logits[start : start + len(row.token_ids)] for start, row in zip(inputs.starts, rows, strict=True)]
 
 
 @pytest.fixture(params=CASES)
@@ -44,14 +15,6 @@ def pair(request, tmp_path):
     theirs = randomized(CASES[request.param])
     theirs.save_pretrained(tmp_path)
     return theirs, Ours(tmp_path)
-
-
-def row(i, ids, start, end, table):
-    return Row(sequence_id=i, token_ids=ids[start:end], position=start, block_table=table, sample=True)
-
-
-def worst_difference(got, want):
-    return ((got - want).abs().max() / want.abs().max()).item()
 
 
 def test_prefill_chunks_and_decode_in_mixed_batches_equal_transformers(pair):

@@ -1,0 +1,125 @@
+"""From a plan's rows to a forward's tensors.
+
+Knows no model and no sampling.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from serving.layers.attention.kv_cache import KVCache
+from serving.layers.forward_batch import AttentionGroup, ForwardBatch
+from serving.plan import Row
+
+# Rows of a group are padded to the longest of them; this bounds what one attention call gathers.
+MAX_GROUP_TOKENS = 1 << 15
+# A chunk's mask has query tokens x context entries; longer chunks attend in slices.
+MAX_MASK_ENTRIES = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """A batch and where its rows lie in it.
+
+    Attributes:
+        starts: for every row of the plan, the index of its first token in the batch.
+    """
+
+    batch: ForwardBatch
+    starts: list[int]
+
+
+class InputBuilder:
+    """Makes forward batches over one KV cache.
+
+    Args:
+        windows: the distinct attention windows of the model's layers.
+        dtype: the computing type, which the masks share.
+    """
+
+    def __init__(
+        self, cache: KVCache, block_size: int, windows: Iterable[int | None], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._cache, self._block_size, self._windows = cache, block_size, tuple(windows)
+        self._dtype, self._device = dtype, device
+
+    def build(self, rows: Sequence[Row]) -> Inputs:
+        """Single tokens first, sorted by length so that little is padded, then the chunks."""
+        singles = sorted((i for i, row in enumerate(rows) if len(row.token_ids) == 1), key=lambda i: -rows[i].position)
+        order = singles + [i for i, row in enumerate(rows) if len(row.token_ids) > 1]
+        starts, token_ids, positions = [0] * len(rows), list[int](), list[int]()
+        slots: list[int] = []
+        for i in order:
+            row, size = rows[i], self._block_size
+            starts[i] = len(token_ids)
+            token_ids += row.token_ids
+            span = range(row.position, row.position + len(row.token_ids))
+            positions += span
+            slots += (row.block_table[p // size] * size + p % size for p in span)
+        groups = [
+            self._single_tokens([rows[i] for i in members], starts[members[0]])
+            for members in self._group(rows, singles)
+        ]
+        for i in order[len(singles) :]:
+            groups += self._chunk(rows[i], starts[i])
+        batch = ForwardBatch(
+            input_ids=self._tensor(token_ids), positions=self._tensor(positions), slots=self._tensor(slots),
+            groups=groups, keys=self._cache.keys, values=self._cache.values,
+        )  # fmt: skip
+        return Inputs(batch, starts)
+
+    def _group(self, rows: Sequence[Row], singles: Sequence[int]) -> list[list[int]]:
+        """Split rows that are sorted by falling length where padding would double a row or burst the bound."""
+        groups: list[list[int]] = []
+        longest = 0
+        for i in singles:
+            blocks = self._blocks(rows[i].position + 1)
+            full = groups and (len(groups[-1]) + 1) * longest * self._block_size > MAX_GROUP_TOKENS
+            if not groups or full or 2 * blocks < longest:
+                groups.append([])
+                longest = blocks
+            groups[-1].append(i)
+        return groups
+
+    def _single_tokens(self, rows: Sequence[Row], start: int) -> AttentionGroup:
+        width = self._blocks(rows[0].position + 1)
+        # Padding reads block 0, which nobody owns, behind the mask.
+        tables = chain.from_iterable(
+            table + [0] * (width - len(table)) for table in (row.block_table[:width] for row in rows)
+        )
+        positions = self._tensor([row.position for row in rows]).view(-1, 1, 1, 1)
+        return AttentionGroup(start, len(rows), 1, self._tensor(list(tables)), self._masks(positions, width))
+
+    def _chunk(self, row: Row, start: int) -> list[AttentionGroup]:
+        groups, done, count = [], 0, len(row.token_ids)
+        slice_tokens = max(1, MAX_MASK_ENTRIES // (row.position + count))
+        while done < count:
+            length = min(slice_tokens, count - done)
+            first = row.position + done
+            width = self._blocks(first + length)
+            positions = torch.arange(first, first + length, device=self._device).view(1, 1, -1, 1)
+            blocks = self._tensor(row.block_table[:width])
+            groups.append(AttentionGroup(start + done, 1, length, blocks, self._masks(positions, width)))
+            done += length
+        return groups
+
+    def _masks(self, positions: Tensor, width: int) -> dict[int | None, Tensor]:
+        """positions [rows, 1, query_length, 1] -> a mask [rows, 1, query_length, width * block_size] a window."""
+        keys = torch.arange(width * self._block_size, device=self._device)
+        masks = {}
+        for window in self._windows:
+            hidden = keys > positions
+            if window is not None:
+                hidden |= keys <= positions - window
+            mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
+            masks[window] = mask.masked_fill_(hidden, float("-inf"))
+        return masks
+
+    def _blocks(self, tokens: int) -> int:
+        return -(-tokens // self._block_size)
+
+    def _tensor(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self._device)

@@ -1,0 +1,191 @@
+"""From an operator's options to a warm runner: device, type, weights, memory.
+
+Knows no engine; the one place where a device's memory is shared out.
+"""
+
+import logging
+import time
+from importlib import import_module
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from serving.errors import ConfigurationError, ModelError
+from serving.layers.attention.kv_cache import KVCache, KVShape, block_bytes
+from serving.layers.attention.select import select as select_attention
+from serving.layers.builder import Built, LayerBuilder
+from serving.models.select import CausalModel
+from serving.models.select import select as select_model
+from serving.plan import ModelFacts, NewRow, Row, StepPlan
+from serving.protocol import SamplingParams
+from serving.runner.frames import RunnerOptions
+from serving.runner.inputs import MAX_GROUP_TOKENS, InputBuilder
+from serving.runner.memory import PeakMeter, available_bytes
+from serving.runner.model_runner import ModelRunner
+from serving.sampling.sampler import Sampler
+from serving.weights.checkpoint import SafetensorsCheckpoint
+from serving.weights.model_config import ModelConfig
+
+_LOG = logging.getLogger("serving.runner")
+BLOCK_SIZE = 16
+# A CPU computes a step of 512 tokens at nearly its full rate; more would only hold running streams up for longer.
+_DEFAULT_STEP_TOKENS = {"cpu": 512, "cuda": 4096}
+_DEFAULT_CPU_KV_BYTES = 4 << 30
+
+
+def load_runner(options: RunnerOptions) -> ModelRunner:
+    """Load a model, measure its worst step, give the rest of the memory to its KV cache, and decode once.
+
+    Raises:
+        ConfigurationError: the model cannot be served here (ModelError: because of its files).
+    """
+    started = time.monotonic()
+    config = ModelConfig.load(Path(options.model_dir))
+    device = _device(options.device)
+    dtype = _dtype(options.dtype, config, device)
+    model, built = _build(options, config, device, dtype)
+    loaded = time.monotonic()
+    runner = _size_and_warm(options, config, model, built, device, dtype)
+    facts = runner.facts
+    _LOG.info(
+        "model loaded in %.1f s, warm after %.1f s: %s on %s, weights %.1f MB, KV cache %d x %d tokens, %.1f MB",
+        loaded - started, time.monotonic() - started, facts.dtype, facts.device, facts.weight_bytes / 1e6,
+        facts.block_count, facts.block_size, facts.kv_bytes / 1e6,
+    )  # fmt: skip
+    return runner
+
+
+def _device(name: str) -> torch.device:
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ConfigurationError("--device cuda: torch sees no GPU here; check the driver, or use --device cpu")
+    return torch.device("cuda", 0)
+
+
+def _dtype(asked: str | None, config: ModelConfig, device: torch.device) -> torch.dtype:
+    """The checkpoint's own type unless asked otherwise; float16 does not compute on a CPU."""
+    name = asked or config.dtype or "float32"
+    dtype = getattr(torch, name, None)
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        raise ModelError(f"dtype {name!r} is not served; give --dtype bfloat16, float16 or float32")
+    if device.type == "cpu" and dtype == torch.float16:
+        if asked:
+            _LOG.warning("a CPU does not compute in float16: computing in float32")
+            return torch.float32
+        return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    return dtype
+
+
+def _build(
+    options: RunnerOptions, config: ModelConfig, device: torch.device, dtype: torch.dtype
+) -> tuple[CausalModel, Built]:
+    architecture = select_model(config.model_type)
+    attention = select_attention("sdpa")
+    if options.load_format == "dummy":
+        # Imported when chosen: transformers costs seconds and hundreds of megabytes that no served model pays.
+        dummy = import_module("serving.runner.dummy")
+        checkpoint = dummy.random_checkpoint(Path(options.model_dir), device, dtype)
+        build = LayerBuilder(checkpoint, dtype=dtype, device=device, attention=attention)
+        return architecture(config, build), build.built
+    with tqdm(desc="Loading weights", unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
+        weights = SafetensorsCheckpoint(Path(options.model_dir), on_read=bar.update)
+        bar.total = weights.total_bytes
+        build = LayerBuilder(weights, dtype=dtype, device=device, attention=attention)
+        model = architecture(config, build)
+    # Old checkpoints carry computed buffers, tied ones a head that nobody reads.
+    if unread := [name for name in weights.unread() if "rotary_emb" not in name and name != "lm_head.weight"]:
+        _LOG.warning("%d tensors of the checkpoint are not used, first %s", len(unread), unread[0])
+    return model, build.built
+
+
+def _size_and_warm(
+    options: RunnerOptions, config: ModelConfig, model: CausalModel, built: Built,
+    device: torch.device, dtype: torch.dtype,
+) -> ModelRunner:  # fmt: skip
+    max_rows = options.max_rows
+    # A step must at least hold every running sequence's next token.
+    step_tokens = max(options.max_step_tokens or _DEFAULT_STEP_TOKENS[device.type], max_rows)
+    longest = options.max_total_tokens or config.max_position_embeddings
+
+    def runner(blocks: int) -> ModelRunner:
+        cache = KVCache(built.kv_shapes, blocks, BLOCK_SIZE, dtype, device)
+        facts = ModelFacts(
+            vocab_size=config.vocab_size, max_position=config.max_position_embeddings, block_size=BLOCK_SIZE,
+            block_count=blocks, max_step_tokens=step_tokens, max_rows=max_rows, dtype=str(dtype).removeprefix("torch."),
+            device=_device_name(device), weight_bytes=built.weight_bytes, kv_bytes=cache.nbytes,
+        )  # fmt: skip
+        inputs = InputBuilder(cache, BLOCK_SIZE, built.windows, dtype, device)
+        return ModelRunner(model, inputs, Sampler(config.vocab_size, device), facts)
+
+    meter = PeakMeter(device)
+    meter.start()
+    worst = _worst_plan(step_tokens, max_rows, longest, config.vocab_size)
+    try:
+        runner(2).execute(worst)
+    except (RuntimeError, MemoryError) as error:
+        if "memory" in str(error).lower():
+            raise ConfigurationError(
+                f"Not enough memory to handle {step_tokens} prefill tokens. "
+                "You need to decrease `--max-batch-prefill-tokens`"
+            ) from error
+        raise ModelError(f"the weights do not fit config.json: {error}") from error
+    activations = meter.peak_bytes()
+    blocks = _block_count(options, built.kv_shapes, dtype, device, activations, longest)
+    warm = runner(blocks)
+    warm.execute(_worst_plan(2, 1, BLOCK_SIZE, config.vocab_size))
+    return warm
+
+
+def _worst_plan(step_tokens: int, max_rows: int, longest: int, vocab_size: int) -> StepPlan:
+    """The step that needs the most memory: all rows sampled with everything on, one of them a chunk at the end of
+    the longest sequence, the others single tokens that fill one attention group. All share block 1: what is
+    measured is memory, not the answer.
+    """
+    context = max(1, min(longest, MAX_GROUP_TOKENS // max_rows))
+    chunk = min(step_tokens - max_rows + 1, longest)
+    lengths = [(context, 1)] * (max_rows - 1) + [(longest, chunk)]
+    everything = SamplingParams(
+        do_sample=True, temperature=0.7, top_k=50, top_p=0.9, typical_p=0.9, min_p=0.01, repetition_penalty=1.1,
+        relative_frequency_penalty=0.1, top_n_tokens=5,
+    )  # fmt: skip
+    rows, started = [], []
+    for i, (length, count) in enumerate(lengths):
+        table = [1] * -(-length // BLOCK_SIZE)
+        ids = [t % vocab_size for t in range(count)]
+        rows.append(Row(sequence_id=i, token_ids=ids, position=length - count, block_table=table, sample=True))
+        started.append(NewRow(sequence_id=i, token_ids=ids, prompt_length=count, sampling=everything))
+    return StepPlan(rows=rows, started=started)
+
+
+def _block_count(
+    options: RunnerOptions, shapes: list[KVShape], dtype: torch.dtype, device: torch.device,
+    activations: int, longest: int,
+) -> int:  # fmt: skip
+    a_block = block_bytes(shapes, BLOCK_SIZE, dtype)
+    left = available_bytes(device, options.device_memory_fraction) - activations
+    if device.type == "cpu":
+        budget = options.kv_cache_bytes or min(left // 2, _DEFAULT_CPU_KV_BYTES)
+        if budget > left:
+            raise ConfigurationError(
+                f"--kv-cache-memory {budget} does not fit: {left} bytes are left beside the weights and a step"
+            )
+    else:
+        budget = left
+    a_sequence = -(-longest // BLOCK_SIZE)
+    # All rows at full length: rows are mostly shorter, and what they leave is the prefix cache's.
+    blocks = min(budget // a_block, options.max_rows * a_sequence + 1)
+    needed = (a_sequence if options.max_total_tokens else 1) + 1
+    if blocks < needed:
+        raise ConfigurationError(
+            f"Not enough memory to handle `max_total_tokens={longest}`: the KV cache would hold "
+            f"{max(0, blocks - 1) * BLOCK_SIZE} tokens; decrease it, or give the cache more memory"
+        )
+    return blocks
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cpu":
+        return "cpu"
+    return torch.cuda.get_device_name(device).lower().replace(" ", "-")

@@ -1,0 +1,94 @@
+"""One device with a model: executes step plans.
+
+Knows no engine, no text and no other device.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from serving.models.select import CausalModel
+from serving.plan import ModelFacts, NewRow, Row, RowResult, StepPlan, StepResult
+from serving.runner.inputs import InputBuilder, Inputs
+from serving.sampling.sampler import Sampler, raw_logprobs
+
+# Positions whose logits are made at once when prompt log probabilities are asked for: a whole chunk's would not fit.
+_LOGPROB_SLICE = 64
+
+
+class ModelRunner:
+    """`plan.Runner` in this process; owns the model and its sampling state. Not for two threads."""
+
+    def __init__(self, model: CausalModel, inputs: InputBuilder, sampler: Sampler, facts: ModelFacts) -> None:
+        self._model, self._inputs, self._sampler, self._facts = model, inputs, sampler, facts
+        self._wants_prompt_logprobs: dict[int, NewRow] = {}
+        self._results: deque[StepResult] = deque()
+
+    @property
+    def facts(self) -> ModelFacts:
+        """See `plan.Runner`."""
+        return self._facts
+
+    def submit(self, plan: StepPlan) -> None:
+        """See `plan.Runner`; in this process the plan is executed at once."""
+        self._results.append(self.execute(plan))
+
+    def collect(self) -> StepResult:
+        """See `plan.Runner`."""
+        return self._results.popleft()
+
+    def alive(self) -> bool:
+        """See `plan.Runner`."""
+        return True
+
+    def close(self) -> None:
+        """See `plan.Runner`; the tensors go with the object."""
+
+    @torch.inference_mode()
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Compute a plan's rows and choose their next tokens."""
+        for sequence_id in plan.finished:
+            self._sampler.finish(sequence_id)
+            self._wants_prompt_logprobs.pop(sequence_id, None)
+        for row in plan.started:
+            self._sampler.start(row)
+            if row.sampling.prompt_logprobs:
+                self._wants_prompt_logprobs[row.sequence_id] = row
+        if not plan.rows:
+            return StepResult(rows=[])
+        inputs = self._inputs.build(plan.rows)
+        hidden = self._model(inputs.batch)
+        sampled = [i for i, row in enumerate(plan.rows) if row.sample]
+        choices = dict(zip(sampled, self._choose(plan.rows, inputs, hidden, sampled), strict=True))
+        return StepResult(
+            rows=[
+                RowResult(
+                    sequence_id=row.sequence_id, choice=choices.get(i),
+                    prompt_logprobs=self._prompt_logprobs(row, hidden, inputs.starts[i]),
+                )
+                for i, row in enumerate(plan.rows)
+            ]
+        )  # fmt: skip
+
+    def _choose(self, rows: Sequence[Row], inputs: Inputs, hidden: Tensor, sampled: list[int]) -> list:
+        if not sampled:
+            return []
+        last = [inputs.starts[i] + len(rows[i].token_ids) - 1 for i in sampled]
+        logits = self._model.logits(hidden[torch.tensor(last, device=hidden.device)])
+        return self._sampler.choose(logits, [rows[i] for i in sampled])
+
+    def _prompt_logprobs(self, row: Row, hidden: Tensor, start: int) -> list[float]:
+        started = self._wants_prompt_logprobs.get(row.sequence_id)
+        if started is None:
+            return []
+        targets = started.token_ids[
+            row.position + 1 : min(row.position + len(row.token_ids) + 1, started.prompt_length)
+        ]
+        found: list[float] = []
+        for i in range(0, len(targets), _LOGPROB_SLICE):
+            ids = targets[i : i + _LOGPROB_SLICE]
+            logits = self._model.logits(hidden[start + i : start + i + len(ids)])
+            found += raw_logprobs(logits, torch.tensor(ids, device=logits.device))
+        return found

@@ -1,0 +1,42 @@
+"""Our models from files that transformers saved, fed rows by hand instead of by a scheduler."""
+
+import torch
+
+from serving.layers.attention.kv_cache import KVCache
+from serving.layers.attention.select import select as select_attention
+from serving.layers.builder import LayerBuilder
+from serving.models.select import select as select_model
+from serving.plan import Row
+from serving.runner.inputs import InputBuilder
+from serving.weights.checkpoint import SafetensorsCheckpoint
+from serving.weights.model_config import ModelConfig
+
+BLOCK = 4
+CPU = torch.device("cpu")
+
+
+class Ours:
+    """Our model from the files that transformers saved, fed rows by hand."""
+
+    def __init__(self, directory, dtype=torch.float32, device=CPU):
+        self.config = ModelConfig.load(directory)
+        self.weights = SafetensorsCheckpoint(directory)
+        build = LayerBuilder(self.weights, dtype=dtype, device=device, attention=select_attention("sdpa"))
+        self.model = select_model(self.config.model_type)(self.config, build)
+        cache = KVCache(build.built.kv_shapes, 128, BLOCK, dtype, device)
+        self.inputs = InputBuilder(cache, BLOCK, build.built.windows, dtype, device)
+
+    @torch.inference_mode()
+    def logits(self, rows):
+        """Every computed token's logits, row by row."""
+        inputs = self.inputs.build(rows)
+        logits = self.model.logits(self.model(inputs.batch)).cpu()
+        return [logits[start : start + len(row.token_ids)] for start, row in zip(inputs.starts, rows, strict=True)]
+
+
+def row(i, ids, start, end, table):
+    return Row(sequence_id=i, token_ids=ids[start:end], position=start, block_table=table, sample=True)
+
+
+def worst_difference(got, want):
+    return ((got - want).abs().max() / want.abs().max()).item()

@@ -1,0 +1,131 @@
+"""The runner in process, against transformers and against itself in other batches."""
+
+import json
+
+import pytest
+import torch
+from models.cases import CASES, randomized
+
+from serving.errors import ConfigurationError, ModelError
+from serving.plan import NewRow, Row, StepPlan
+from serving.protocol import SamplingParams
+from serving.runner.frames import RunnerOptions
+from serving.runner.load import load_runner
+
+PROMPT = [(5 * i + 3) % 131 for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("llama")
+    randomized(CASES["llama"]).save_pretrained(directory)
+    return directory
+
+
+def options(directory, **changes):
+    given = {"device": "cpu", "dtype": "float32", "max_rows": 4, "max_step_tokens": 64, "kv_cache_bytes": 1 << 20}
+    return RunnerOptions(model_dir=str(directory), **{**given, **changes})
+
+
+def generate(runner, count, sampling, chunk=64, sequence_id=1):
+    """One sequence alone, its prompt in chunks, then token by token: the choices and the prompt's log probabilities."""
+    started = [NewRow(sequence_id=sequence_id, token_ids=PROMPT, prompt_length=len(PROMPT), sampling=sampling)]
+    known, computed, prompt_logprobs, choices = list(PROMPT), 0, [], []
+    while len(choices) < count:
+        ids = known[computed : computed + chunk]
+        end = computed + len(ids)
+        row = Row(
+            sequence_id=sequence_id, token_ids=ids, position=computed, block_table=[3, 1, 4, 2, 5],
+            sample=end == len(known),
+        )  # fmt: skip
+        runner.submit(StepPlan(rows=[row], started=started))
+        (result,) = runner.collect().rows
+        started, computed = [], end
+        prompt_logprobs += result.prompt_logprobs
+        if result.choice:
+            choices.append(result.choice)
+            known.append(result.choice.token_id)
+    runner.submit(StepPlan(rows=[], finished=[sequence_id]))
+    runner.collect()
+    return choices, prompt_logprobs
+
+
+def test_greedy_tokens_and_all_log_probabilities_equal_transformers(checkpoint):
+    runner = load_runner(options(checkpoint))
+    choices, prompt_logprobs = generate(runner, 12, SamplingParams(prompt_logprobs=True, top_n_tokens=3))
+    theirs = randomized(CASES["llama"])
+    with torch.inference_mode():
+        out = theirs.generate(
+            torch.tensor([PROMPT]), max_new_tokens=12, min_new_tokens=12, do_sample=False, eos_token_id=None
+        )[0]
+        want = theirs(out[None]).logits[0].log_softmax(-1)
+    assert [choice.token_id for choice in choices] == out[len(PROMPT) :].tolist()
+    expected = [want[i, out[i + 1]].item() for i in range(len(out) - 1)]
+    got = prompt_logprobs + [choice.logprob for choice in choices]
+    assert got == pytest.approx(expected, abs=1e-3)
+    for i, choice in enumerate(choices):
+        best = want[len(PROMPT) - 1 + i].topk(3)
+        assert [token_id for token_id, _ in choice.top[:3]] == best.indices.tolist()
+
+
+@pytest.mark.parametrize("chunk", [7, 16, 39])
+def test_chunks_change_neither_tokens_nor_prompt_log_probabilities(checkpoint, chunk):
+    runner = load_runner(options(checkpoint))
+    sampling = SamplingParams(do_sample=True, temperature=1.3, seed=11, prompt_logprobs=True, repetition_penalty=1.2)
+    whole, whole_prompt = generate(runner, 20, sampling)
+    parts, parts_prompt = generate(runner, 20, sampling, chunk=chunk, sequence_id=2)
+    assert [choice.token_id for choice in parts] == [choice.token_id for choice in whole]
+    assert parts_prompt == pytest.approx(whole_prompt, abs=1e-4)
+    assert len(parts_prompt) == len(PROMPT) - 1
+
+
+def test_facts_say_what_was_measured(checkpoint):
+    facts = load_runner(options(checkpoint)).facts
+    weights = sum(p.numel() for p in randomized(CASES["llama"]).parameters()) * 4
+    assert facts.weight_bytes == weights
+    assert facts.kv_bytes <= 1 << 20
+    assert facts.kv_bytes == facts.block_count * facts.block_size * 3 * 2 * 2 * 8 * 4
+    assert (facts.dtype, facts.device, facts.vocab_size, facts.max_position) == ("float32", "cpu", 131, 256)
+
+
+def test_random_weights_need_no_weights_on_disk(checkpoint, tmp_path):
+    (tmp_path / "config.json").write_text((checkpoint / "config.json").read_text())
+    runner = load_runner(options(tmp_path, load_format="dummy"))
+    choices, _ = generate(runner, 3, SamplingParams())
+    assert len(choices) == 3
+
+
+@pytest.mark.parametrize(("asked", "computed"), [("float16", "float32"), ("bfloat16", "bfloat16"), (None, "float32")])
+def test_types_that_a_cpu_does_not_compute_are_replaced(checkpoint, asked, computed):
+    assert load_runner(options(checkpoint, dtype=asked)).facts.dtype == computed
+
+
+def test_too_little_memory_says_what_to_decrease(checkpoint):
+    with pytest.raises(ConfigurationError, match="max_total_tokens=256"):
+        load_runner(options(checkpoint, kv_cache_bytes=20_000, max_total_tokens=256))
+    with pytest.raises(ConfigurationError, match="kv-cache-memory"):
+        load_runner(options(checkpoint, kv_cache_bytes=1 << 50))
+
+
+@pytest.mark.parametrize(
+    ("key", "said", "lie", "message"),
+    [
+        ("head_dim", 8, 10, r"do not fit config\.json"),
+        ("vocab_size", 131, 200, "has 131 rows, but config.json says vocab_size 200"),
+        ("num_hidden_layers", 3, 4, r"no tensor 'model\.layers\.3\."),
+    ],
+)
+def test_weights_that_do_not_fit_their_config_are_a_model_error(checkpoint, tmp_path, key, said, lie, message):
+    for path in checkpoint.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config[key] == said
+    (tmp_path / "config.json").write_text(json.dumps({**config, key: lie}))
+    with pytest.raises(ModelError, match=message):
+        load_runner(options(tmp_path))
+
+
+def test_an_unknown_architecture_names_those_that_are_served(checkpoint, tmp_path):
+    (tmp_path / "config.json").write_text((checkpoint / "config.json").read_text().replace('"llama"', '"mamba"'))
+    with pytest.raises(ModelError, match="llama, mistral"):
+        load_runner(options(tmp_path))

@@ -1,0 +1,114 @@
+"""The runner behind its pipe: a real process with a real model."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import msgspec
+import psutil
+import pytest
+from models.cases import CASES, randomized
+
+from serving.errors import ModelError, RunnerDied
+from serving.plan import NewRow, Row, StepPlan
+from serving.protocol import SamplingParams
+from serving.runner.frames import RunnerOptions
+from serving.runner.load import load_runner
+from serving.runner.remote import RunnerProcess
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("llama")
+    randomized(CASES["llama"]).save_pretrained(directory)
+    return RunnerOptions(
+        model_dir=str(directory), device="cpu", dtype="float32", max_rows=2, max_step_tokens=32, kv_cache_bytes=1 << 20
+    )
+
+
+@pytest.fixture
+def runner(options):
+    process = RunnerProcess.start(options)
+    yield process
+    process.close()
+
+
+def plan(position, token_ids, started):
+    row = Row(sequence_id=1, token_ids=token_ids, position=position, block_table=[1, 2], sample=True)
+    news = [NewRow(sequence_id=1, token_ids=token_ids, prompt_length=len(token_ids), sampling=SamplingParams())]
+    return StepPlan(rows=[row], started=news if started else [])
+
+
+def wait_until(condition, timeout_s=10.0):
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.02)
+
+
+def gone(pid):
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_results_equal_those_of_a_runner_in_process_and_come_in_order(options, runner):
+    local = load_runner(options)
+    assert runner.facts == local.facts
+    plans = [plan(0, [5, 6, 7], True), plan(3, [8], False), plan(4, [9], False)]
+    for each in plans:
+        runner.submit(each)
+        local.submit(each)
+    for _ in plans:
+        assert runner.collect().rows[0].choice.token_id == local.collect().rows[0].choice.token_id
+    assert runner.alive()
+
+
+def test_a_killed_process_is_noticed_while_idle_and_while_waited_for(runner):
+    os.kill(runner.pid, signal.SIGKILL)
+    wait_until(lambda: not runner.alive(), 2.0)
+    with pytest.raises(RunnerDied):
+        runner.collect()
+    runner.close()
+    assert not runner.alive()
+
+
+def test_a_step_that_fails_in_the_device_process_is_a_death_not_a_hang(runner):
+    runner.submit(plan(0, [10**6], True))  # no such token: the embedding refuses it
+    with pytest.raises(RunnerDied, match="IndexError"):
+        runner.collect()
+    wait_until(lambda: not runner.alive())
+
+
+def test_closing_ends_the_process(options):
+    process = RunnerProcess.start(options)
+    process.close()
+    assert gone(process.pid)
+
+
+def test_a_model_that_cannot_be_served_says_why_through_the_pipe(options, tmp_path):
+    with pytest.raises(ModelError, match="not a directory"):
+        RunnerProcess.start(RunnerOptions(model_dir=str(tmp_path / "nowhere")))
+
+
+def test_the_process_dies_with_a_parent_that_was_killed(options):
+    code = (
+        "import sys, time, msgspec\n"
+        "from serving.runner.frames import RunnerOptions\n"
+        "from serving.runner.remote import RunnerProcess\n"
+        f"options = msgspec.json.decode({msgspec.json.encode(options)!r}, type=RunnerOptions)\n"
+        "print('pid', RunnerProcess.start(options).pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    with parent.stdout:
+        pid = next(int(line.split()[1]) for line in parent.stdout if line.startswith(b"pid "))
+        parent.kill()
+        parent.wait()
+    wait_until(lambda: gone(pid), 5.0)
+
+
+def test_the_worker_side_never_imports_torch():
+    code = "import sys, serving.runner.remote; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
