@@ -1,0 +1,204 @@
+"""The engine: requests in, one step of the whole batch at a time, outputs out.
+
+Knows no thread, no torch and no clock but `time.monotonic`; whoever calls it does so from one thread.
+"""
+
+import logging
+import time
+
+from serving.engine.block_manager import BlockManager
+from serving.engine.output import OutputProcessor
+from serving.engine.scheduler import Scheduler, Step
+from serving.engine.sequence import Sequence
+from serving.errors import GenerationError, RunnerDied
+from serving.plan import Row, RowResult, Runner, StepPlan, StepResult
+from serving.protocol import Request, RequestOutput, StepStats
+from serving.tokenizer import Tokenizer
+
+MAX_DEATHS = 3
+
+logger = logging.getLogger(__name__)
+
+
+class Engine:
+    """Decodes many requests together, on one runner.
+
+    Args:
+        runner: the loaded device; the engine closes it in `close`.
+        eos_token_ids: ids at which a generation ends, unless its request ignores them.
+        max_step_tokens: tokens computed in one step, over all sequences; never more than the device was measured with.
+        max_rows: sequences in one step; never more than the device was measured with.
+        prefix_caching: whether computed blocks are remembered and found again.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        *,
+        eos_token_ids: frozenset[int],
+        max_step_tokens: int,
+        max_rows: int,
+        prefix_caching: bool = True,
+    ) -> None:
+        self._runner = runner
+        self._tokenizer = tokenizer
+        self._eos_token_ids = eos_token_ids
+        self._max_step_tokens = max_step_tokens
+        self._max_rows = max_rows
+        self._prefix_caching = prefix_caching
+        self._sequences: dict[int, Sequence] = {}
+        self._dying: list[Sequence] = []
+        self._scheduler = self._make_scheduler()
+        self._processor = self._make_processor()
+
+    def add(self, request_id: int, request: Request) -> None:
+        """Queue a request; `request_id` is never used a second time."""
+        sequence = Sequence.start(
+            request_id,
+            request,
+            tokenizer=self._tokenizer,
+            eos_token_ids=self._eos_token_ids,
+            arrived=time.monotonic(),
+        )
+        self._sequences[request_id] = sequence
+        self._scheduler.add(sequence)
+
+    def abort(self, request_id: int) -> None:
+        """Forget a request and free its blocks at once; no output follows. Unknown ids are ignored: they finished."""
+        if request_id in self._sequences:
+            self._forget(self._sequences[request_id])
+
+    def has_work(self) -> bool:
+        """Whether `step` would have something to do."""
+        return bool(self._sequences)
+
+    def alive(self) -> bool:
+        """Whether the runner can still be used; never blocks."""
+        return self._runner.alive()
+
+    def close(self) -> None:
+        """Let go of the device. Safe to call twice."""
+        self._runner.close()
+
+    def step(self) -> tuple[list[RequestOutput], StepStats]:
+        """Advance the batch by one forward of the device.
+
+        Raises:
+            RunnerDied: the device is gone; nothing of this step counts. Call `restart` with a new runner.
+        """
+        begun = time.monotonic()
+        step = self._scheduler.schedule()
+        submitted = time.monotonic()
+        result = self._execute(step, begun)
+        answered = time.monotonic()
+        self._scheduler.commit(step)
+        outputs = self._process(step, result, answered)
+        return outputs, self._stats(step, forward_s=answered - submitted, step_s=time.monotonic() - begun)
+
+    def restart(self, runner: Runner) -> list[RequestOutput]:
+        """Go on with a new runner: every live sequence is computed again from its tokens, its stream goes on.
+
+        A request whose plans died `MAX_DEATHS` times without a token in between is given up; one death short of
+        that, it is computed alone, so that a poisonous request takes no innocent one with it.
+
+        Returns:
+            The last outputs of the requests given up.
+        """
+        self._runner = runner
+        outputs = []
+        for sequence in self._dying:
+            sequence.deaths += 1
+            if sequence.deaths >= MAX_DEATHS and self._sequences.pop(sequence.id, None) is not None:
+                outputs.append(_failure(sequence, "the device process died while computing this request"))
+        self._dying = []
+        self._scheduler = self._make_scheduler()
+        self._processor = self._make_processor()
+        for sequence in self._sequences.values():
+            sequence.forget_device()
+        for sequence in sorted(self._sequences.values(), key=_is_innocent):
+            self._scheduler.add(sequence)
+        return outputs
+
+    def load(self) -> StepStats:
+        """The engine between steps: what waits, runs and is used; everything that a step would count is 0."""
+        return self._stats(Step(budget=0), forward_s=0.0, step_s=0.0)
+
+    def _execute(self, step: Step, begun: float) -> StepResult:
+        for sequence in step.started:
+            sequence.begun = begun
+        if not step.rows:
+            return StepResult(rows=[])
+        self._dying = list(step.rows)
+        self._runner.submit(step.plan)
+        result = self._runner.collect()
+        _check_rows(step.plan, result)
+        self._dying = []
+        return result
+
+    def _process(self, step: Step, result: StepResult, now: float) -> list[RequestOutput]:
+        outputs = []
+        for sequence, row, row_result in zip(step.rows, step.plan.rows, result.rows, strict=True):
+            output = self._process_row(sequence, row, row_result, now)
+            if output is not None:
+                outputs.append(output)
+                if output.finish is not None or output.error is not None:
+                    self._forget(sequence)
+        for sequence in step.hopeless:
+            del self._sequences[sequence.id]
+            outputs.append(_failure(sequence, "the request needs more KV cache than the device has"))
+        return outputs
+
+    def _process_row(self, sequence: Sequence, row: Row, result: RowResult, now: float) -> RequestOutput | None:
+        """One request's fault must not end the others: whatever is raised here is that request's own error."""
+        try:
+            return self._processor.process(sequence, row, result, now)
+        except GenerationError as error:
+            return _failure(sequence, error.detail)
+        except Exception:
+            logger.exception("request %d failed while its output was made", sequence.id)
+            return _failure(sequence, "the output could not be made")
+
+    def _forget(self, sequence: Sequence) -> None:
+        del self._sequences[sequence.id]
+        self._scheduler.remove(sequence)
+
+    def _stats(self, step: Step, *, forward_s: float, step_s: float) -> StepStats:
+        blocks = self._scheduler.blocks
+        return StepStats(
+            rows=len(step.rows),
+            prompt_tokens=step.prompt_tokens,
+            started=len(step.started),
+            waiting=len(self._scheduler.waiting),
+            running=len(self._scheduler.running),
+            preempted=step.preempted,
+            blocks_used=blocks.used,
+            blocks_total=blocks.total,
+            cached_tokens=step.cached_tokens,
+            forward_s=forward_s,
+            step_s=step_s,
+        )
+
+    def _make_scheduler(self) -> Scheduler:
+        facts = self._runner.facts
+        return Scheduler(
+            BlockManager(facts.block_count, facts.block_size, prefix_caching=self._prefix_caching),
+            max_step_tokens=min(self._max_step_tokens, facts.max_step_tokens),
+            max_rows=min(self._max_rows, facts.max_rows),
+        )
+
+    def _make_processor(self) -> OutputProcessor:
+        return OutputProcessor(self._tokenizer, vocab_size=self._runner.facts.vocab_size)
+
+
+def _is_innocent(sequence: Sequence) -> bool:
+    return not sequence.suspect
+
+
+def _failure(sequence: Sequence, detail: str) -> RequestOutput:
+    return RequestOutput(request_id=sequence.id, error=detail)
+
+
+def _check_rows(plan: StepPlan, result: StepResult) -> None:
+    if [row.sequence_id for row in plan.rows] != [row.sequence_id for row in result.rows]:
+        raise RunnerDied("the device answered for other rows than those it was given")

@@ -1,0 +1,126 @@
+"""The engine thread's body: commands in from a queue, steps, outputs out through a callback.
+
+Knows no gevent and starts no thread: whoever runs it decides where; the inbox and `publish` are the only crossings.
+"""
+
+import queue
+import time
+from collections.abc import Callable
+
+from msgspec import Struct
+
+from serving.engine.engine import Engine
+from serving.errors import RunnerDied
+from serving.plan import Runner
+from serving.protocol import Request, RequestOutput, StepStats
+
+IDLE_SLICE_S = 0.25
+MAX_IDLE_DEATHS = 3
+
+
+class Submit(Struct, frozen=True):
+    """Take a request in; `request_id` is new."""
+
+    request_id: int
+    request: Request
+
+
+class Abort(Struct, frozen=True):
+    """Nobody wants the rest of a request; ids that finished already are ignored."""
+
+    request_id: int
+
+
+class Stop(Struct, frozen=True):
+    """Leave `EngineLoop.run`; what still runs gets no further output."""
+
+
+class EngineLoop:
+    """The engine thread's body.
+
+    Args:
+        inbox: Submit, Abort and Stop, put by any thread.
+        publish: called once a step with its outputs (perhaps none), and once after a restart with the outputs of
+            the requests given up and `Engine.load` as numbers (`rows` is 0).
+        start_runner: makes the next runner after one died; what it raises ends `run`.
+        on_state: told False when the runner died and True when its successor works.
+
+    Attributes:
+        steps: steps done; other threads may read it, and the next two, without a lock.
+        last_progress: `time.monotonic()` of the last step or idle look-around.
+        busy: whether there was work at that time.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        inbox: "queue.SimpleQueue[Submit | Abort | Stop]",
+        publish: Callable[[list[RequestOutput], StepStats], None],
+        start_runner: Callable[[], Runner],
+        on_state: Callable[[bool], None],
+    ) -> None:
+        self._engine = engine
+        self._inbox = inbox
+        self._publish = publish
+        self._start_runner = start_runner
+        self._on_state = on_state
+        self._idle_deaths = 0
+        self.steps = 0
+        self.last_progress = time.monotonic()
+        self.busy = False
+
+    def run(self) -> None:
+        """Serve until Stop.
+
+        Raises:
+            RunnerDied: the runner died again and again without having had any work.
+            Exception: whatever `start_runner` or `publish` raises; the engine must not be used afterwards.
+        """
+        while self._take_in():
+            if self._engine.has_work():
+                self._step()
+            elif not self._engine.alive():
+                self._count_idle_death()
+                self._recover()
+            self.busy = self._engine.has_work()
+            self.last_progress = time.monotonic()
+
+    def _take_in(self) -> bool:
+        """Empty the inbox, waiting a moment for it when idle; False when told to stop."""
+        wait = not self._engine.has_work()
+        while True:
+            try:
+                command = self._inbox.get(block=wait, timeout=IDLE_SLICE_S)
+            except queue.Empty:
+                return True
+            wait = False
+            match command:
+                case Submit():
+                    self._engine.add(command.request_id, command.request)
+                    self.busy = True
+                case Abort():
+                    self._engine.abort(command.request_id)
+                case Stop():
+                    return False
+
+    def _step(self) -> None:
+        try:
+            outputs, stats = self._engine.step()
+        except RunnerDied:
+            self._recover()
+            return
+        self._idle_deaths = 0
+        self.steps += 1
+        self._publish(outputs, stats)
+
+    def _recover(self) -> None:
+        self._on_state(False)
+        self._engine.close()
+        outputs = self._engine.restart(self._start_runner())
+        self._on_state(True)
+        self._publish(outputs, self._engine.load())
+
+    def _count_idle_death(self) -> None:
+        self._idle_deaths += 1
+        if self._idle_deaths > MAX_IDLE_DEATHS:
+            raise RunnerDied(f"the device process died {self._idle_deaths} times in a row without having had any work")
