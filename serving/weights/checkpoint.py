@@ -4,6 +4,7 @@ Knows no model, no rank and no number format: it hands out tensors as they lie o
 """
 
 import json
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -75,7 +76,8 @@ class SafetensorsCheckpoint:
 class DummyCheckpoint:
     """Random weights of given shapes, for measuring without a checkpoint on disk.
 
-    Matrices are drawn with a standard deviation of 0.02, vectors are ones, so that activations stay in range.
+    Matrices are drawn with a standard deviation of 0.02, vectors are ones, so that activations stay in range. A
+    tensor's name seeds its draw: a runner that starts again has the same weights.
     """
 
     def __init__(self, shapes: Mapping[str, torch.Size], device: torch.device, dtype: torch.dtype) -> None:
@@ -86,11 +88,12 @@ class DummyCheckpoint:
         return name in self._shapes
 
     def read(self, name: str) -> Tensor:
-        """A fresh random tensor, already on the device."""
+        """A random tensor, already on the device."""
         shape = self._shapes[name]
         if len(shape) == 1:
             return torch.ones(shape, device=self._device, dtype=self._dtype)
-        return torch.empty(shape, device=self._device, dtype=self._dtype).normal_(std=0.02)
+        draw = torch.Generator(self._device).manual_seed(zlib.crc32(name.encode()))
+        return torch.empty(shape, device=self._device, dtype=self._dtype).normal_(std=0.02, generator=draw)
 
 
 def _weight_files(directory: Path) -> list[Path]:

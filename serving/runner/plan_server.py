@@ -1,0 +1,54 @@
+"""The runner process at work: loads a model, then executes the plans that arrive on its pipe.
+
+Knows no engine and no HTTP. Builds the model and runs it in one and the same thread: in two, torch would keep two
+thread pools and halve its speed.
+"""
+
+import logging
+import socket
+
+import msgspec
+import torch
+
+from serving.errors import ConfigurationError, RunnerDied
+from serving.plan import StepPlan
+from serving.runner.frames import Done, Failed, Ready, Refused, RunnerOptions, receive, send
+from serving.runner.load import load_runner
+from serving.runner.memory import cpu_count, keep_freed_memory
+from serving.runner.model_runner import ModelRunner
+from serving.telemetry import logs
+
+_LOG = logging.getLogger("serving.runner")
+
+
+def serve(channel: socket.socket) -> int:
+    """Serve until the pipe ends. Returns the process's exit code."""
+    try:
+        options = msgspec.msgpack.decode(receive(channel), type=RunnerOptions)
+        logs.configure(options.log_level, json_output=options.log_json)
+        keep_freed_memory()
+        # Fewer than there are where OMP_NUM_THREADS says so.
+        torch.set_num_threads(min(cpu_count(), torch.get_num_threads()))
+        try:
+            runner = load_runner(options)
+        except ConfigurationError as error:
+            send(channel, Refused(str(error)))
+            return 1
+        send(channel, Ready(runner.facts))
+        return _execute_plans(channel, runner)
+    except RunnerDied:
+        return 0  # the worker closed the pipe, or died: nobody is left to serve
+
+
+def _execute_plans(channel: socket.socket, runner: ModelRunner) -> int:
+    plans = msgspec.msgpack.Decoder(StepPlan)
+    while True:
+        plan = plans.decode(receive(channel))
+        try:
+            result = runner.execute(plan)
+        except Exception as error:
+            # Whatever went wrong, half a step's keys are written: the state is not to be trusted any more.
+            _LOG.exception("a step failed; the runner starts again")
+            send(channel, Failed(type(error).__name__))
+            return 1
+        send(channel, Done(result))
