@@ -12,7 +12,7 @@ class FinishReason(enum.StrEnum):
     """Why a generation ended, in the words of TGI's wire."""
 
     LENGTH = "length"
-    EOS_TOKEN = "eos_token"  # noqa: S105 - a finish reason
+    EOS_TOKEN = "eos_token"
     STOP_SEQUENCE = "stop_sequence"
 
 

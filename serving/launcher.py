@@ -1,0 +1,159 @@
+"""From a command line to a running gunicorn: resolves the settings, chooses the model, becomes gunicorn in place.
+
+Knows no torch, no Flask and no model; it is gone before the first request comes.
+"""
+
+import dataclasses
+import errno
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from serving import __version__
+from serving.errors import ConfigurationError
+from serving.settings import Settings, foreign
+from serving.telemetry import logs
+
+DEMO_MODEL = Path(__file__).parent / "demo_model"
+SAGEMAKER_MODEL = Path("/opt/ml/model")
+SHARED_MEMORY = Path("/dev/shm")
+
+BAD_USAGE = 2
+CANNOT_START = 1
+
+BACKLOG = 2048
+KEEP_ALIVE_S = 5
+HEARTBEAT_S = 60
+LEAVING_S = 15  # for the arbiter to wait beyond our own drain, before it kills
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """Which model is served, and why that one."""
+
+    directory: Path
+    reason: str
+
+
+def launch(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Become gunicorn. Returns an exit code only where that cannot be, after one line on standard error."""
+    try:
+        settings = Settings.resolve(argv, environ)
+    except click.exceptions.Exit as answered:
+        return answered.exit_code
+    except ConfigurationError as error:
+        click.echo(f"Error: {error}", err=True)
+        return BAD_USAGE
+    logs.configure(settings.log_level, json_output=settings.json_output)
+    try:
+        choice = choose_model(settings.model_id, SAGEMAKER_MODEL)
+        check_address(settings.hostname, settings.port)
+    except ConfigurationError as error:
+        log.error("%s", error)
+        return CANNOT_START
+    if settings.env:
+        log.info("Runtime environment: %s", json.dumps(runtime_environment()))
+    if idle := settings.without_effect(environ):
+        log.warning("Accepted, but without effect in this version: %s", ", ".join(idle))
+    log.info("Serving the model in %s, %s", choice.directory, choice.reason)
+    settings = dataclasses.replace(settings, model_id=str(choice.directory))
+    return _become_gunicorn(settings, environ)
+
+
+def choose_model(model_id: str | None, sagemaker_model: Path) -> ModelChoice:
+    """The directory to serve: what was named, else what SageMaker put in its place, else the model in the package.
+
+    Raises:
+        ConfigurationError: what was named is not a directory.
+    """
+    if model_id is not None:
+        if not Path(model_id).is_dir():
+            raise ConfigurationError(
+                f"Cannot serve {model_id!r}: there is no such directory, and models of the hub are not served yet in "
+                "this version; download it and name its directory with --model-id."
+            )
+        return ModelChoice(Path(model_id), "as told")
+    if (sagemaker_model / "config.json").is_file():
+        return ModelChoice(sagemaker_model, "which was found there (no --model-id was given)")
+    return ModelChoice(DEMO_MODEL, "the demo model (no --model-id was given)")
+
+
+def check_address(host: str, port: int) -> None:
+    """Raise ConfigurationError if nobody could listen there now; gunicorn would try for seconds and not say it well."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigurationError(f"Port {port} is in use; choose another with --port.") from None
+        raise ConfigurationError(
+            f"Cannot listen at {host} port {port}: {error.strerror}; see --hostname and --port."
+        ) from None
+
+
+def gunicorn_arguments(settings: Settings) -> list[str]:
+    """gunicorn's command line.
+
+    Connections outnumber permits by far, so that idle ones do not keep health checks out; one worker, since it owns
+    the KV cache; gunicorn waits longer at the end than the worker drains, since it would cut streams.
+    """
+    host = f"[{settings.hostname}]" if ":" in settings.hostname else settings.hostname
+    options: dict[str, object] = {
+        "config": "python:serving",  # so that no gunicorn.conf.py from the working directory is read
+        "bind": f"{host}:{settings.port}",
+        "workers": 1,
+        "worker-class": "serving.worker.Worker",
+        "logger-class": "serving.worker.Logger",
+        "worker-connections": 4 * settings.max_concurrent_requests + 256,
+        "backlog": BACKLOG,
+        "keep-alive": KEEP_ALIVE_S,
+        "timeout": HEARTBEAT_S,
+        "graceful-timeout": settings.graceful_termination_timeout + LEAVING_S,
+        "limit-request-line": 4094,
+        "limit-request-fields": 100,
+        "limit-request-field_size": 8190,
+        "name": "weir",
+    }
+    if SHARED_MEMORY.is_dir():
+        options["worker-tmp-dir"] = SHARED_MEMORY  # a heartbeat on a disk may block
+    return [
+        *(f"--{name}={value}" for name, value in options.items()),
+        "--no-control-socket",
+        "serving.wsgi:application()",
+    ]
+
+
+def _become_gunicorn(settings: Settings, environ: Mapping[str, str]) -> NoReturn:
+    command = [sys.executable, "-m", "gunicorn", *gunicorn_arguments(settings)]
+    os.execve(sys.executable, command, {**foreign(environ), **settings.environment()})
+
+
+def runtime_environment() -> dict[str, str]:
+    """Versions that a bug report should name."""
+    packages = ("torch", "transformers", "tokenizers", "flask", "gevent", "gunicorn")
+    return {
+        "weir": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{package: _version(package) for package in packages},
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"

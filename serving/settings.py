@@ -1,0 +1,438 @@
+"""Every setting in one table: its flag, its variable, SageMaker's name for it, its default, its help and its docs.
+
+Knows nothing of what a setting does. The only module that reads the environment.
+"""
+
+import dataclasses
+import math
+import os
+import re
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, get_args, get_origin
+
+import click
+
+from serving import __version__
+from serving.errors import ConfigurationError
+
+QUANTIZATIONS = (
+    "awq",
+    "compressed-tensors",
+    "eetq",
+    "exl2",
+    "gptq",
+    "marlin",
+    "bitsandbytes",
+    "bitsandbytes-nf4",
+    "bitsandbytes-fp4",
+    "fp8",
+)
+ATTENTIONS = ("paged", "flashdecoding", "flashdecoding-ipex", "flashinfer")
+
+# Variables of TGI and its images that no flag stands for; accepted, and named in the warning when given.
+VARIABLES_WITHOUT_EFFECT = (
+    "DISABLE_EXLLAMA",
+    "EXLLAMA_VERSION",
+    "HF_TASK",
+    "LOG_COLORIZE",
+    "MAX_IMAGE_FETCH_SIZE",
+    "MESSAGES_API_ENABLED",
+    "PREFILL_CHUNKING",
+    "ROCM_USE_CUSTOM_PAGED_ATTN",
+    "ROCM_USE_FLASH_ATTN_V2_TRITON",
+    "ROCM_USE_SKINNY_GEMM",
+    "TGI_WIGGLE_ROOM",
+    "USE_CUTLASS_W8A8",
+    "USE_FLASH_ATTENTION",
+)
+
+SERVE = "serve"  # the word that SageMaker starts a container with
+SERVE_PORT = 8080
+SERVE_PORT_VARIABLE = "SAGEMAKER_BIND_TO_PORT"
+SERVE_GRACEFUL_TERMINATION_TIMEOUT = 25  # seconds; SageMaker kills 30 s after SIGTERM
+
+
+class _Size(click.ParamType):  # type: ignore[type-arg]  # generic in new releases of click only
+    """An amount of memory in bytes, written with or without a unit."""
+
+    name = "size"
+    pattern = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?", re.IGNORECASE)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = self.pattern.fullmatch(value.strip())
+        if match is None:
+            self.fail(f"{value!r} is not a size; write bytes, or a number with a unit such as 512MB or 2GiB.")
+        number, unit, binary = match.groups()
+        step = 1024 if binary else 1000
+        whole, power = float(number), " kmgt".index((unit or " ").lower())
+        return int(number) * step**power if number.isdigit() else int(whole * step**power)
+
+
+class _Boolean(click.ParamType):  # type: ignore[type-arg]  # see _Size
+    """True or false; a flag without a value is true."""
+
+    name = "[boolean]"
+    words = types.MappingProxyType({"true": True, "1": True, "false": False, "0": False})
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:
+        if value.lower() not in self.words:
+            self.fail(f"{value!r} is neither true nor false.")
+        return self.words[value.lower()]
+
+
+class _Integer(click.IntRange):
+    """A whole number."""
+
+    name = "integer"
+
+
+class _Number(click.FloatRange):
+    """A finite number."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number.")
+        return number
+
+
+def setting(
+    default: Any,
+    help_text: str,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    choices: Sequence[str] = (),
+    size: bool = False,
+    sagemaker: str | None = None,
+    legacy: str | None = None,
+    variable: str | None = None,
+    short: str | None = None,
+    effect: bool = True,
+    as_is: Any = None,
+) -> Any:
+    """One line of the table.
+
+    Args:
+        least, most: bounds of a number, both allowed.
+        size: a number of bytes that may be written with a unit.
+        sagemaker: SageMaker's variable for it; asked after its own variable.
+        legacy: an older name; may not be given together with the new one.
+        variable: where it is not the name in capitals; "" where there is none.
+        short: a one-letter flag.
+        effect: false where the setting is accepted for TGI's sake and changes nothing yet.
+        as_is: without effect, the value that asks for what is done anyway.
+    """
+    return dataclasses.field(
+        default=default,
+        metadata={
+            "help": help_text,
+            "least": least,
+            "most": most,
+            "choices": choices,
+            "size": size,
+            "sagemaker": sagemaker,
+            "legacy": legacy,
+            "variable": variable,
+            "short": short,
+            "effect": effect,
+            "as_is": as_is,
+        },
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What the operator said, resolved: flag, then variable, then SageMaker's variable, then default."""
+
+    # The model
+    model_id: str | None = setting(None, "Directory of the model.", sagemaker="HF_MODEL_ID")
+    revision: str | None = setting(None, "Revision on the hub.", sagemaker="HF_MODEL_REVISION", effect=False)
+    dtype: str | None = setting(None, "Computing type.", choices=("float16", "bfloat16", "float32"))
+    quantize: str | None = setting(
+        None, "Number format.", choices=QUANTIZATIONS, sagemaker="HF_MODEL_QUANTIZE", effect=False
+    )
+    load_format: str = setting("auto", "Where weights come from; dummy: random ones.", choices=("auto", "dummy"))
+    device: str = setting("auto", "What computes.", choices=("auto", "cpu", "cuda"))
+    trust_remote_code: bool = setting(
+        False, "Run code that comes with a model.", sagemaker="HF_MODEL_TRUST_REMOTE_CODE", effect=False
+    )
+    sharded: bool | None = setting(None, "Use several devices.", effect=False, as_is=False)
+    num_shard: int | None = setting(None, "Devices to use.", least=1, sagemaker="SM_NUM_GPUS", effect=False, as_is=1)
+    tokenizer_config_path: str | None = setting(None, "A tokenizer_config.json for the chat template.")
+    rope_scaling: str | None = setting(None, "RoPE scaling.", choices=("linear", "dynamic"), effect=False)
+    rope_factor: float | None = setting(None, "Factor of the RoPE scaling.", effect=False)
+    lora_adapters: tuple[str, ...] = setting((), "Adapters to load, with commas.", effect=False)
+    huggingface_hub_cache: str | None = setting(None, "Where downloads are kept.", effect=False)
+    weights_cache_override: str | None = setting(None, "Directory that holds the weight files.", effect=False)
+
+    # What a request may ask
+    max_concurrent_requests: int = setting(128, "Requests open at a time; beyond, 429.", least=1)
+    max_best_of: int = setting(2, "Most samples of one request.", least=1)
+    max_stop_sequences: int = setting(4, "Most stop sequences of one request.", least=0)
+    max_top_n_tokens: int = setting(5, "Most alternatives per token.", least=0)
+    max_input_tokens: int | None = setting(None, "Longest prompt, in tokens.", least=1, legacy="max_input_length")
+    max_total_tokens: int | None = setting(None, "Longest prompt and answer, in tokens.", least=2)
+    max_client_batch_size: int = setting(4, "Most prompts of one completion request.", least=1)
+    payload_limit: int = setting(2_000_000, "Largest request body, in bytes.", least=1)
+    enable_prefill_logprobs: bool = setting(False, "Compute log probabilities of prompts when asked for.")
+    disable_grammar_support: bool = setting(False, "Refuse grammars.")
+    validation_workers: int = setting(2, "Threads that validate requests.", least=1)
+
+    # Batching and memory
+    max_batch_size: int | None = setting(None, "Most sequences in a step.", least=1)
+    max_batch_prefill_tokens: int | None = setting(None, "Most tokens in a step.", least=1)
+    max_batch_total_tokens: int | None = setting(None, "Most tokens of all sequences.", least=1, effect=False)
+    waiting_served_ratio: float = setting(0.3, "When to pause for waiting requests.", effect=False)
+    max_waiting_tokens: int = setting(20, "Steps until waiting requests enter.", least=0, effect=False)
+    kv_cache_memory: int | None = setting(None, "Memory of the KV cache, such as 2GiB.", least=1, size=True)
+    kv_cache_dtype: str | None = setting(
+        None, "Type of the KV cache.", choices=("fp8_e4m3fn", "fp8_e5m2"), effect=False
+    )
+    cuda_memory_fraction: float = setting(1.0, "Share of a GPU's memory to use.", least=0.01, most=1.0)
+    prefix_caching: bool = setting(True, "Compute a prefix that requests share once.")
+    attention: str | None = setting(None, "Attention kernel.", choices=ATTENTIONS, effect=False)
+    cuda_graphs: tuple[int, ...] | None = setting(
+        None, "Batch sizes to capture; 0: none.", least=0, effect=False, as_is=(0,)
+    )
+    speculate: int | None = setting(None, "Tokens to guess per step.", least=0, effect=False, as_is=0)
+    disable_custom_kernels: bool = setting(False, "Use no custom kernels.", effect=False)
+    watermark_gamma: float | None = setting(None, "Share of green tokens.", effect=False)
+    watermark_delta: float | None = setting(None, "Bias of green tokens.", effect=False)
+
+    # The server
+    hostname: str = setting("0.0.0.0", "Address to listen at.", variable="WEIR_HOSTNAME")
+    port: int = setting(3000, "Port to listen at; 0: any free one.", least=0, most=65535, short="-p")
+    api_key: str | None = setting(None, "Ask for this key as a bearer token.")
+    cors_allow_origin: tuple[str, ...] = setting((), "Origins that browsers may call from; default any.")
+    graceful_termination_timeout: int = setting(90, "Seconds for open requests at the end.", least=0, short="-g")
+    json_output: bool = setting(False, "Write logs as JSON lines.")
+    log_level: str = setting("info", "Least level of logs: trace, debug, info, warn, error or off.")
+    compute_type: str | None = setting(None, "Value of the x-compute-type header.")
+    env: bool = setting(False, "Print the runtime environment at start.", variable="", short="-e")
+    prometheus_port: int = setting(9000, "Metrics are on the main port.", least=0, most=65535, effect=False)
+    otlp_endpoint: str | None = setting(None, "Where traces go.", effect=False)
+    otlp_service_name: str = setting("text-generation-inference.router", "Name in traces.", effect=False)
+    usage_stats: str = setting(
+        "on", "Nothing is ever sent.", choices=("on", "off", "no-stack"), effect=False, as_is="off"
+    )
+    shard_uds_path: str = setting("/tmp/text-generation-server", "Sockets of shards.", effect=False)
+    master_addr: str = setting("localhost", "Address of the first shard.", effect=False)
+    master_port: int = setting(29500, "Port of the first shard.", least=0, most=65535, effect=False)
+    ngrok: bool = setting(False, "Never worked in TGI.", effect=False)
+    ngrok_authtoken: str | None = setting(None, "Never worked in TGI.", effect=False)
+    ngrok_edge: str | None = setting(None, "Never worked in TGI.", effect=False)
+
+    @classmethod
+    def resolve(cls, argv: Sequence[str], environ: Mapping[str, str]) -> Self:
+        """Read the command line (without the program's name) and the environment.
+
+        After the word `serve` the port and the time to drain are SageMaker's, unless flags say otherwise.
+
+        Raises:
+            ConfigurationError: in one line, what is wrong and what to do.
+            click.exceptions.Exit: help or version were asked for, and printed.
+        """
+        serve = bool(argv) and argv[0] == SERVE
+        flags = _parse(argv[1:] if serve else argv)
+        if serve:
+            environ = {**environ, "PORT": environ.get(SERVE_PORT_VARIABLE) or str(SERVE_PORT)}
+            if not environ.get("GRACEFUL_TERMINATION_TIMEOUT"):
+                environ["GRACEFUL_TERMINATION_TIMEOUT"] = str(SERVE_GRACEFUL_TERMINATION_TIMEOUT)
+        values = {entry.name: entry.value(flags, environ) for entry in entries()}
+        settings = cls(**{name: value for name, value in values.items() if value is not None})
+        if None not in (settings.max_input_tokens, settings.max_total_tokens) and not (
+            (settings.max_input_tokens or 0) < (settings.max_total_tokens or 0)
+        ):
+            raise ConfigurationError("`max_input_tokens` must be < `max_total_tokens`")
+        return settings
+
+    def environment(self) -> dict[str, str]:
+        """The variables from which `resolve` makes these settings again; what is at its default is left out."""
+        return {
+            entry.variable: write(value)
+            for entry in entries()
+            if (value := getattr(self, entry.name)) != entry.default and entry.variable
+        }
+
+    def without_effect(self, environ: Mapping[str, str]) -> list[str]:
+        """The names of everything given that changes nothing in this version."""
+        flags = [e.flag for e in entries() if not e.effect and getattr(self, e.name) not in (e.default, e.as_is)]
+        return [*flags, *(name for name in VARIABLES_WITHOUT_EFFECT if environ.get(name))]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the table, read back.
+
+    Attributes:
+        names: the field's name, then its older one where there is one.
+        variable: "" where there is none.
+        kind: converts one value (one item where `many`).
+    """
+
+    names: tuple[str, ...]
+    default: Any
+    help: str
+    kind: "click.ParamType[Any]"
+    many: bool
+    variable: str
+    sagemaker: str | None
+    short: str | None
+    effect: bool
+    as_is: Any
+
+    @property
+    def name(self) -> str:
+        """The field of `Settings`."""
+        return self.names[0]
+
+    @property
+    def flag(self) -> str:
+        """The long flag."""
+        return _flag(self.name)
+
+    def option(self, name: str) -> click.Option:
+        """The click option for one of its names; values stay text, so that flags and variables are read alike."""
+        old = name != self.name
+        bare: Any = {"is_flag": False, "flag_value": "true"} if isinstance(self.kind, _Boolean) else {}
+        return click.Option(
+            [name, _flag(name), *([self.short] if self.short and not old else [])],
+            type=click.UNPROCESSED,
+            multiple=self.many,
+            metavar=self.kind.name.upper(),
+            help=f"Old name of {self.flag}." if old else self.described(),
+            **bare,
+        )
+
+    def meaning(self) -> str:
+        """Its help, with the choices there are."""
+        choices = f" One of {', '.join(self.kind.choices)}." if isinstance(self.kind, click.Choice) else ""
+        return f"{self.help}{choices}{'' if self.effect else ' No effect yet.'}"
+
+    def described(self) -> str:
+        """Its meaning in one line, with variables and default."""
+        origins = ", ".join(filter(None, (self.variable, self.sagemaker)))
+        notes = [f"env: {origins}" if origins else "", f"default: {write(self.default)}" if self.default else ""]
+        return f"{self.meaning()}{''.join(f' [{note}]' for note in notes if note)}"
+
+    def value(self, flags: Mapping[str, str | tuple[str, ...] | None], environ: Mapping[str, str]) -> Any:
+        """The converted value, from wherever it was given; None if nowhere. Raises ConfigurationError."""
+        given = [
+            (name, _flag(name) if flags.get(name) else variable, flags.get(name) or environ.get(variable) or None)
+            for name in self.names
+            for variable in [self.variable if name == self.name else name.upper()]
+        ]
+        given = [origin for origin in given if origin[2] is not None]
+        if len(given) > 1:
+            new, old = self.names
+            raise ConfigurationError(f"`{new}` and `{old}` are both set; set only `{new}`, `{old}` is its old name.")
+        if not given and self.sagemaker and environ.get(self.sagemaker):
+            given = [(self.name, self.sagemaker, environ[self.sagemaker])]
+        if not given:
+            return None
+        _, origin, raw = given[0]
+        try:
+            if not self.many:
+                return self.kind.convert(_read(str(raw)), None, None)
+            texts = [raw] if isinstance(raw, str) else raw or ()
+            items = [item.strip() for text in texts for item in _read(text).split(",")]
+            return tuple(self.kind.convert(item, None, None) for item in items if item) or None
+        except click.BadParameter as error:
+            raise ConfigurationError(f"{origin}: {error.message}") from None
+
+
+def entries() -> list[Entry]:
+    """The table, in its order."""
+    return [_entry(field) for field in dataclasses.fields(Settings)]
+
+
+def process_environment() -> dict[str, str]:
+    """A copy of this process's environment."""
+    return dict(os.environ)
+
+
+def foreign(environ: Mapping[str, str]) -> dict[str, str]:
+    """The part of an environment that is none of the settings' own."""
+    old = {name.upper() for entry in entries() for name in entry.names[1:]}
+    known = {name for entry in entries() for name in (entry.variable, entry.sagemaker)} | old
+    return {name: value for name, value in environ.items() if name not in known}
+
+
+def _entry(field: "dataclasses.Field[Any]") -> Entry:
+    meta = field.metadata
+    plain = next(kind for kind in _alternatives(field.type) if kind is not types.NoneType)
+    many = get_origin(plain) is tuple
+    kind = _kind(get_args(plain)[0] if many else plain, meta)
+    names = (field.name, *([meta["legacy"]] if meta["legacy"] else []))
+    variable = field.name.upper() if meta["variable"] is None else meta["variable"]
+    return Entry(
+        names=names,
+        default=field.default,
+        help=meta["help"],
+        kind=kind,
+        many=many,
+        variable=variable,
+        sagemaker=meta["sagemaker"],
+        short=meta["short"],
+        effect=meta["effect"],
+        as_is=meta["as_is"],
+    )
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    return get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+
+
+def _kind(plain: type, meta: Mapping[str, Any]) -> "click.ParamType[Any]":
+    if meta["size"]:
+        return _Size()
+    if meta["choices"]:
+        return click.Choice(meta["choices"])
+    if plain is bool:
+        return _Boolean()
+    if plain is int:
+        return _Integer(meta["least"], meta["most"])
+    return _Number(meta["least"], meta["most"]) if plain is float else click.STRING
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _parse(argv: Sequence[str]) -> dict[str, str | tuple[str, ...] | None]:
+    options: list[click.Parameter] = [entry.option(name) for entry in entries() for name in entry.names]
+    command = click.Command(
+        "weir",
+        params=[*options, *click.version_option(__version__, prog_name="weir")(click.Command(None)).params],
+        help="Serve a text-generation model. `weir serve` follows SageMaker's rules for port and shutdown. "
+        "A flag wins over its variable; any value may be @/path/to/a/file that holds it.",
+        context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 120},
+    )
+    try:
+        return command.make_context("weir", list(argv)).params
+    except click.UsageError as error:
+        raise ConfigurationError(f"{error.format_message()} See `weir --help`.".replace("\n", " ")) from None
+
+
+def _read(raw: str) -> str:
+    """A value as written, or what the file holds that `@/path` names; `@@` stands for a first `@`."""
+    if raw.startswith("@@") or not raw.startswith("@"):
+        return raw.removeprefix("@") if raw.startswith("@@") else raw
+    try:
+        return Path(raw[1:]).read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigurationError(f"Cannot read the file of the value {raw!r}: {reason}.") from None
+
+
+def write(value: Any) -> str:
+    """A value as a variable holds it; `resolve` reads it back."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = ",".join(str(item) for item in value) if isinstance(value, tuple) else str(value)
+    return f"@{text}" if text.startswith("@") else text

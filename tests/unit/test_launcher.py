@@ -1,0 +1,110 @@
+"""The launcher: which model, which address, and what gunicorn is told."""
+
+import json
+import os
+import socket
+import sys
+
+import pytest
+
+from serving.errors import ConfigurationError
+from serving.launcher import DEMO_MODEL, check_address, choose_model, gunicorn_arguments, launch
+from serving.settings import Settings
+
+
+@pytest.fixture
+def became(monkeypatch, logging_restored):
+    """What the process would have become: (program, arguments, environment)."""
+    calls = []
+    monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
+    return calls
+
+
+def test_the_named_model_is_chosen(tmp_path):
+    choice = choose_model(str(tmp_path), tmp_path / "sagemaker")
+    assert choice.directory == tmp_path
+
+
+def test_without_a_name_sagemakers_model_comes_before_the_demo_model(tmp_path):
+    assert choose_model(None, tmp_path).directory == DEMO_MODEL
+    (tmp_path / "config.json").write_text("{}")
+    assert choose_model(None, tmp_path).directory == tmp_path
+
+
+def test_a_hub_id_is_refused_with_what_to_do_instead(tmp_path):
+    with pytest.raises(ConfigurationError, match="not served yet") as error:
+        choose_model("org/model", tmp_path)
+    assert "--model-id" in str(error.value)
+
+
+def test_a_busy_port_is_refused():
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=f"Port {port} is in use"):
+            check_address("127.0.0.1", port)
+    check_address("127.0.0.1", port)
+    check_address("127.0.0.1", 0)
+
+
+def test_an_address_that_is_not_ours_is_refused():
+    with pytest.raises(ConfigurationError, match="Cannot listen at"):
+        check_address("192.0.2.1", 0)
+
+
+def test_gunicorn_is_told_what_keeps_it_calm():
+    arguments = gunicorn_arguments(Settings(max_concurrent_requests=10, graceful_termination_timeout=25, port=81))
+    assert arguments[-1] == "serving.wsgi:application()"
+    assert "--workers=1" in arguments
+    assert "--worker-connections=296" in arguments, "idle connections must not keep health checks out"
+    assert "--bind=0.0.0.0:81" in arguments
+    assert "--no-control-socket" in arguments
+    assert not any(argument.startswith("--preload") for argument in arguments)
+    graceful = next(argument for argument in arguments if argument.startswith("--graceful-timeout="))
+    assert int(graceful.partition("=")[2]) > 25
+
+
+def test_an_ipv6_address_is_written_in_brackets():
+    assert "--bind=[::1]:80" in gunicorn_arguments(Settings(hostname="::1", port=80))
+
+
+def test_it_becomes_gunicorn_and_hands_the_settings_on(became, tmp_path, capsys):
+    flags = [f"--model-id={tmp_path}", "--port=0", "--max-best-of=7", "--api-key=@@key", "--hostname=127.0.0.1"]
+    launch(flags, {"PATH": "/bin", "MAX_BEST_OF": "3", "MODEL_ID": "other", "HF_TASK": "x"})
+    program, arguments, environ = became[0]
+    assert (program, arguments[1:3]) == (sys.executable, ["-m", "gunicorn"])
+    assert environ["PATH"] == "/bin"
+    settings = Settings.resolve([], environ)
+    assert (settings.model_id, settings.max_best_of, settings.api_key) == (str(tmp_path), 7, "@key")
+    assert not any("@key" in argument for argument in arguments), "command lines are for everybody to read"
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines] == ["WARN", "INFO"]
+    assert "HF_TASK" in lines[0]
+    assert str(tmp_path) in lines[1]
+
+
+def test_the_runtime_environment_is_told_when_asked_for(became, tmp_path, capsys):
+    launch([f"--model-id={tmp_path}", "--port=0", "--env", "--json-output"], {})
+    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert json.loads(first["message"].partition(": ")[2])["gunicorn"]
+
+
+def test_bad_usage_is_one_line_and_exits_2(became, capsys):
+    assert launch(["--prot=80"], {}) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert "--port" in captured.err
+    assert captured.out == ""
+    assert became == []
+
+
+def test_what_cannot_start_is_one_line_and_exits_1(became, capsys):
+    assert launch(["--model-id=org/model"], {}) == 1
+    assert capsys.readouterr().out.count("\n") == 1
+    assert became == []
+
+
+def test_help_and_version_exit_0(became, capsys):
+    assert launch(["--help"], {}) == 0
+    assert "--max-concurrent-requests" in capsys.readouterr().out
+    assert launch(["--version"], {}) == 0
+    assert became == []
