@@ -1,0 +1,32 @@
+"""The headers that tell what an answer cost.
+
+Knows no dialect.
+"""
+
+from serving.api.inference import Timings
+from serving.validation.validator import Validated
+
+
+def timing_headers(compute_type: str, validated: Validated, timings: Timings) -> dict[str, str]:
+    """Of a whole answer; times are in milliseconds except `x-compute-time`."""
+    return {
+        "x-compute-type": compute_type,
+        "x-compute-time": f"{timings.total_s:.6f}",
+        "x-compute-characters": str(validated.characters),
+        "x-total-time": _ms(timings.total_s),
+        "x-validation-time": _ms(timings.validation_s),
+        "x-queue-time": _ms(timings.queue_s),
+        "x-inference-time": _ms(timings.inference_s),
+        "x-time-per-token": _ms(timings.inference_s / max(1, timings.generated_tokens)),
+        "x-prompt-tokens": str(validated.input_length),
+        "x-generated-tokens": str(timings.generated_tokens),
+    }
+
+
+def stream_headers(compute_type: str, characters: int) -> dict[str, str]:
+    """Of an answer whose cost is not known yet."""
+    return {"x-compute-type": compute_type, "x-compute-characters": str(characters)}
+
+
+def _ms(seconds: float) -> str:
+    return str(int(seconds * 1000))

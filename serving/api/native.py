@@ -1,0 +1,191 @@
+"""TGI's own dialect: `/`, `/generate`, `/generate_stream` and `/tokenize`.
+
+Knows nothing of OpenAI's.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import msgspec
+from flask import Response, request
+from msgspec import UNSET
+
+from serving.api import sse
+from serving.api.body import load_as, read_body
+from serving.api.errors import native_body
+from serving.api.headers import stream_headers, timing_headers
+from serving.api.identity import Identity
+from serving.api.inference import Answer, Generation, Inference
+from serving.api.schemas.native import (
+    BestOfSequence,
+    CompatGenerateRequest,
+    Details,
+    GenerateRequest,
+    GenerateResponse,
+    StreamDetails,
+    StreamResponse,
+    Token,
+    TokenizePiece,
+    prefill_token,
+    token,
+)
+from serving.bridge import Bridge
+from serving.errors import IncompleteGenerationStream, NotReady, RequestError, ShuttingDown
+from serving.protocol import Finish, OutputToken, RequestOutput
+from serving.validation.validator import Validator
+
+STRICT_STATUS = "x-strict-status"  # a request header: `true` gives streams that fail at once a real status
+
+
+class Native:
+    """The handlers of the native routes."""
+
+    def __init__(self, bridge: Bridge[Validator], inference: Inference, identity: Identity) -> None:
+        self._bridge = bridge
+        self._inference = inference
+        self._identity = identity
+
+    def generate(self) -> Response:
+        """`POST /generate`."""
+        return self._whole(read_body(self._bridge, load_as(GenerateRequest)), full_text=False, listed=False)
+
+    def generate_stream(self) -> Response:
+        """`POST /generate_stream`."""
+        return self._streamed(read_body(self._bridge, load_as(GenerateRequest)), full_text=False)
+
+    def generate_either(self) -> Response:
+        """`POST /`."""
+        return self.answer(read_body(self._bridge, load_as(CompatGenerateRequest)))
+
+    def answer(self, asked: CompatGenerateRequest) -> Response:
+        """What `POST /` answers to a body."""
+        full_text = self._identity.returns_full_text
+        if asked.stream:
+            return self._streamed(asked, full_text=full_text)
+        return self._whole(asked, full_text=full_text, listed=True)
+
+    def tokenize(self) -> Response:
+        """`POST /tokenize`."""
+        asked = read_body(self._bridge, load_as(GenerateRequest))
+        pieces = [TokenizePiece(*dataclasses.astuple(piece)) for piece in self._inference.tokenize(asked.inputs)]
+        return Response(msgspec.json.encode(pieces), content_type="application/json")
+
+    def _whole(self, asked: GenerateRequest, *, full_text: bool, listed: bool) -> Response:
+        compute_type = self._compute_type()
+        generation = self._inference.generate(
+            asked.inputs,
+            asked.parameters.checked_later(),
+            stream=False,
+            client=request.environ.get("gunicorn.socket"),
+        )
+        answers, timings = generation.collect()
+        best, *others = sorted(answers, key=lambda answer: answer.mean_logprob, reverse=True)
+        prefix = self._prefix(asked, full_text)
+        wanted = asked.parameters.details or asked.parameters.decoder_input_details
+        whole = GenerateResponse(
+            generated_text=prefix + best.finish.text,
+            details=_details(best, others, prefix, top=bool(asked.parameters.top_n_tokens)) if wanted else UNSET,
+        )
+        timings = dataclasses.replace(timings, generated_tokens=best.finish.generated_tokens)
+        return Response(
+            msgspec.json.encode([whole] if listed else whole),
+            headers=timing_headers(compute_type, generation.validated, timings),
+            content_type="application/json",
+        )
+
+    def _streamed(self, asked: GenerateRequest, *, full_text: bool) -> Response:
+        strict = request.headers.get(STRICT_STATUS, "").strip().lower() == "true"
+        headers = stream_headers(self._compute_type(), len(asked.inputs))
+        try:
+            generation = self._inference.generate(
+                asked.inputs,
+                asked.parameters.checked_later(),
+                stream=True,
+                client=request.environ.get("gunicorn.socket"),
+            )
+        except (NotReady, ShuttingDown):
+            raise
+        except RequestError as error:
+            if strict:
+                raise
+            return sse.response([sse.event(native_body(error))], headers)
+        outputs = sse.begun(generation.outputs()) if strict else generation.outputs()
+        prefix = self._prefix(asked, full_text)
+        frames = sse.guarded(_frames(outputs, generation, prefix, details=asked.parameters.details), native_body)
+        return sse.response(frames, headers, generation.close)
+
+    def _compute_type(self) -> str:
+        return self._identity.compute_type_on(self._bridge.loaded().facts)
+
+    @staticmethod
+    def _prefix(asked: GenerateRequest, full_text: bool) -> str:
+        said = asked.parameters.return_full_text
+        return asked.inputs if (full_text if said is None else said) else ""
+
+
+def _details(best: Answer, others: list[Answer], prefix: str, *, top: bool) -> Details:
+    return Details(
+        finish_reason=best.finish.reason,
+        generated_tokens=best.finish.generated_tokens,
+        seed=best.seed,
+        prefill=[prefill_token(known) for known in best.prompt],
+        tokens=[token(generated) for generated in best.tokens],
+        best_of_sequences=[_best_of_sequence(other, prefix, top=top) for other in others] if others else UNSET,
+        top_tokens=_top_tokens(best.tokens) if top else UNSET,
+    )
+
+
+def _best_of_sequence(answer: Answer, prefix: str, *, top: bool) -> BestOfSequence:
+    return BestOfSequence(
+        generated_text=prefix + answer.finish.text,
+        finish_reason=answer.finish.reason,
+        generated_tokens=answer.finish.generated_tokens,
+        seed=answer.seed,
+        prefill=[prefill_token(known) for known in answer.prompt],
+        tokens=[token(generated) for generated in answer.tokens],
+        top_tokens=_top_tokens(answer.tokens) if top else UNSET,
+    )
+
+
+def _top_tokens(tokens: list[OutputToken]) -> list[list[Token]]:
+    return [[token(alternative) for alternative in generated.top] for generated in tokens]
+
+
+def _frames(
+    outputs: Iterator[tuple[int, RequestOutput] | None], generation: Generation, prefix: str, *, details: bool
+) -> Iterator[bytes]:
+    index = 0
+    for item in outputs:
+        if item is None:
+            yield sse.KEEP_ALIVE
+            continue
+        _, output = item
+        if not output.tokens:
+            raise IncompleteGenerationStream
+        finishes: list[Finish | None] = [None] * len(output.tokens)
+        finishes[-1] = output.finish
+        events = []
+        for generated, finish in zip(output.tokens, finishes, strict=True):
+            index += 1
+            events.append(sse.event(_event(index, generated, finish, generation, prefix, details=details)))
+        yield b"".join(events)
+
+
+def _event(
+    index: int, generated: OutputToken, finish: Finish | None, generation: Generation, prefix: str, *, details: bool
+) -> StreamResponse:
+    last_details = None
+    if finish is not None and details:
+        last_details = StreamDetails(
+            finish_reason=finish.reason,
+            generated_tokens=finish.generated_tokens,
+            seed=generation.validated.seeds[0],
+            input_length=generation.validated.input_length,
+        )
+    return StreamResponse(
+        index=index,
+        token=token(generated),
+        top_tokens=[token(alternative) for alternative in generated.top] or UNSET,
+        generated_text=None if finish is None else prefix + finish.text,
+        details=last_details,
+    )

@@ -1,0 +1,1 @@
+"""What stands in the bodies of requests and answers."""

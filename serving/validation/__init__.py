@@ -1,0 +1,1 @@
+"""Every limit, once: past this package a request's type is the proof."""

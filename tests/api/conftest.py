@@ -1,0 +1,165 @@
+"""The routes over the real engine, the real bridge and a device that answers what it is told to say."""
+
+import json
+import time
+
+import gevent
+import pytest
+import tokenizers
+from fakes import FakeRunner
+from flask.testing import FlaskClient
+from tokenizers import decoders, models, pre_tokenizers, processors
+
+from serving.api.app import create_app
+from serving.api.identity import Identity
+from serving.bridge import Bridge, State
+from serving.engine.engine import Engine
+from serving.settings import Settings
+from serving.telemetry.metrics import Metrics
+from serving.tokenizer import Tokenizer
+from serving.validation.chat_template import ChatTemplate
+from serving.validation.validator import Limits, Validator
+
+BOS, EOS = 256, 257
+UNKNOWN_TO_MODEL = 258
+TEMPLATE = (
+    "{% for message in messages %}{{ '<' + message['role'] + '>' + message['content'] + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One token for each byte, then `<s>` (added to prompts), `</s>` and a token that the model has no row for."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = tokenizers.Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<s>", "</s>", "<beyond>"])
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+    return Tokenizer(backend, {"bos_token": "<s>", "eos_token": "</s>"})
+
+
+TOKENIZER = byte_tokenizer()
+
+
+def spoken(prompt: list[int]) -> list[int]:
+    """What the device says: what stands behind the last `say:` of the prompt, else " world"."""
+    text = TOKENIZER.decode(prompt)
+    said = text.rpartition("say:")[2].partition("\n")[0] if "say:" in text else " world"
+    return TOKENIZER.encode(said, add_special_tokens=False)
+
+
+class Server:
+    """An application with everything behind it.
+
+    Attributes:
+        client: calls it.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        permits: int = 8,
+        template: str | None = TEMPLATE,
+        pipeline_tag: str | None = None,
+        prefill_logprobs: bool = True,
+        keep_alive_s: float = 15.0,
+        start_gate=None,
+        **runner,
+    ) -> None:
+        runner = {"vocab_size": UNKNOWN_TO_MODEL, "reply": spoken, "eos_token_id": EOS, **runner}
+        self.runner = FakeRunner(**runner)
+        self.metrics = Metrics()
+        limits = Limits(
+            max_best_of=settings.max_best_of,
+            max_stop_sequences=settings.max_stop_sequences,
+            max_top_n_tokens=settings.max_top_n_tokens,
+            max_input_tokens=63,
+            max_total_tokens=64,
+        )
+        self.metrics.model_loaded(max_input_tokens=63, max_total_tokens=64, block_size=4)
+
+        def start():
+            if start_gate is not None:
+                start_gate.wait()
+            engine = Engine(self.runner, TOKENIZER, eos_token_ids=frozenset({EOS}), max_step_tokens=256, max_rows=16)
+            validator = Validator(
+                tokenizer=TOKENIZER,
+                chat_template=None if template is None else ChatTemplate(template, {"bos_token": "<s>"}),
+                limits=limits,
+                facts=self.runner.facts,
+                prefill_logprobs=prefill_logprobs,
+            )
+            return engine, lambda: FakeRunner(**runner), validator
+
+        self.bridge = Bridge(start, permits=permits, keep_alive_s=keep_alive_s)
+        self.app = create_app(
+            bridge=self.bridge,
+            settings=settings,
+            metrics=self.metrics,
+            identity=Identity(model_id="demo/model", version="1.2.3", model_pipeline_tag=pipeline_tag),
+        )
+        self.client: FlaskClient = self.app.test_client()
+
+    def wait(self, state: State = State.READY) -> "Server":
+        limit = time.monotonic() + 20
+        while self.bridge.state is not state:
+            assert time.monotonic() < limit, f"still {self.bridge.state}: {self.bridge.failure}"
+            gevent.sleep(0.002)
+        return self
+
+    def metric(self, line: str) -> str | None:
+        """The value of a series."""
+        for sample in self.metrics.render().decode().splitlines():
+            name, _, value = sample.rpartition(" ")
+            if name == line:
+                return value
+        return None
+
+
+@pytest.fixture
+def serve():
+    """A function that makes a server; all of them end with the test."""
+    servers = []
+
+    def make(*, api_key=None, cors=(), payload_limit=2_000_000, ready=True, max_best_of=3, **options) -> Server:
+        settings = Settings(
+            api_key=api_key, cors_allow_origin=cors, payload_limit=payload_limit, max_best_of=max_best_of
+        )
+        server = Server(settings=settings, **options)
+        servers.append(server)
+        return server.wait() if ready else server
+
+    yield make
+    for server in servers:
+        server.bridge.close()
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A server that only requests without lasting effects may use."""
+    server = Server(settings=Settings(max_best_of=3)).wait()
+    yield server
+    server.bridge.close()
+
+
+@pytest.fixture
+def client(server) -> FlaskClient:
+    return server.client
+
+
+@pytest.fixture
+def events():
+    """A function that parses a stream's events; it fails on anything that is no event."""
+
+    def parse(response) -> list[dict | str]:
+        assert response.content_type == "text/event-stream"
+        body = response.get_data().decode()
+        assert body.endswith("\n\n")
+        frames = body.removesuffix("\n\n").split("\n\n")
+        assert all(frame.startswith("data: ") for frame in frames), frames
+        payloads = [frame.removeprefix("data: ") for frame in frames]
+        return [payload if payload == "[DONE]" else json.loads(payload) for payload in payloads]
+
+    return parse
