@@ -1,0 +1,170 @@
+"""The roof: puts the two wings together and gives gunicorn its application.
+
+The only place that knows them all; it decides nothing but the limits that follow from what the device measured.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flask import Flask
+
+from serving import __version__
+from serving.api.app import create_app
+from serving.api.identity import Identity
+from serving.bridge import Bridge
+from serving.engine.engine import Engine
+from serving.errors import ConfigurationError
+from serving.launcher import DEMO_MODEL
+from serving.plan import ModelFacts, Runner
+from serving.runner.frames import RunnerOptions
+from serving.runner.remote import RunnerProcess
+from serving.settings import Settings, process_environment
+from serving.telemetry.metrics import Metrics
+from serving.tokenizer import Tokenizer
+from serving.validation.chat_template import ChatTemplate
+from serving.validation.validator import Limits, Validator
+from serving.weights.model_config import ModelConfig
+
+DEMO_MODEL_ID = "weir-demo"
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """The WSGI callable, with what the worker needs beside it."""
+
+    app: Flask
+    bridge: Bridge[Validator]
+    settings: Settings
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer one request."""
+        return self.app(environ, start_response)
+
+
+def application() -> Application:
+    """What gunicorn calls in the worker. Raises ConfigurationError."""
+    return build(Settings.resolve([], process_environment()))
+
+
+def build(settings: Settings) -> Application:
+    """Assemble the server; its model loads in the engine's thread while HTTP is already answered.
+
+    Raises:
+        ConfigurationError: no model was chosen.
+    """
+    if settings.model_id is None:
+        raise ConfigurationError("No model was chosen; start the server with `weir` or set MODEL_ID.")
+    directory = Path(settings.model_id)
+    metrics = Metrics()
+    bridge = Bridge(
+        lambda: load(directory, settings, metrics),
+        permits=settings.max_concurrent_requests,
+        offload_threads=settings.validation_workers,
+        on_step=metrics.step,
+    )
+    identity = Identity(
+        model_id=DEMO_MODEL_ID if directory == DEMO_MODEL else settings.model_id,
+        version=__version__,
+        compute_type=settings.compute_type,
+    )
+    app = create_app(bridge=bridge, settings=settings, metrics=metrics, identity=identity)
+    return Application(app, bridge, settings)
+
+
+def load(directory: Path, settings: Settings, metrics: Metrics) -> tuple[Engine, Callable[[], Runner], Validator]:
+    """Load a model: what the bridge runs in the engine's thread.
+
+    Raises:
+        ConfigurationError: the model or the settings cannot work.
+        RunnerDied: the device process ended while it loaded.
+    """
+    config = ModelConfig.load(directory)
+    tokenizer = Tokenizer.load(directory)
+    config_path = Path(settings.tokenizer_config_path) if settings.tokenizer_config_path else None
+    chat_template = ChatTemplate.load(directory, tokenizer, config_path)
+    options = runner_options(directory, settings)
+
+    def start_runner() -> Runner:
+        return RunnerProcess.start(options)
+
+    runner = start_runner()
+    try:
+        facts = runner.facts
+        limits = derive_limits(settings, facts, tokenizer.model_max_length)
+        own_eos = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
+        engine = Engine(
+            runner,
+            tokenizer,
+            eos_token_ids=config.eos_token_ids | own_eos,
+            max_step_tokens=facts.max_step_tokens,
+            max_rows=facts.max_rows,
+            prefix_caching=settings.prefix_caching,
+        )
+    except BaseException:
+        runner.close()
+        raise
+    metrics.model_loaded(
+        max_input_tokens=limits.max_input_tokens,
+        max_total_tokens=limits.max_total_tokens,
+        block_size=facts.block_size,
+    )
+    validator = Validator(
+        tokenizer=tokenizer,
+        chat_template=chat_template,
+        limits=limits,
+        facts=facts,
+        prefill_logprobs=settings.enable_prefill_logprobs,
+    )
+    return engine, start_runner, validator
+
+
+def runner_options(directory: Path, settings: Settings) -> RunnerOptions:
+    """What the device process is told of the settings."""
+    return RunnerOptions(
+        model_dir=str(directory),
+        dtype=settings.dtype,
+        device=settings.device,
+        load_format=settings.load_format,
+        max_step_tokens=settings.max_batch_prefill_tokens,
+        max_rows=settings.max_batch_size or settings.max_concurrent_requests,
+        max_total_tokens=settings.max_total_tokens,
+        kv_cache_bytes=settings.kv_cache_memory,
+        device_memory_fraction=settings.cuda_memory_fraction,
+        log_json=settings.json_output,
+        log_level=settings.log_level,
+    )
+
+
+def derive_limits(settings: Settings, facts: ModelFacts, model_max_length: int | None) -> Limits:
+    """The limits of a request: said, or else what cache, tokenizer and model allow.
+
+    Raises:
+        ConfigurationError: what was said does not fit the device, or is at odds with itself.
+    """
+    kv_tokens = (facts.block_count - 1) * facts.block_size
+    if settings.max_total_tokens is not None and settings.max_total_tokens > kv_tokens:
+        raise ConfigurationError(
+            f"Not enough memory to handle `max_total_tokens={settings.max_total_tokens}`: the KV cache holds "
+            f"{kv_tokens} tokens; lower `--max-total-tokens` or raise `--kv-cache-memory`."
+        )
+    if settings.max_total_tokens is not None and settings.max_total_tokens > facts.max_position:
+        raise ConfigurationError(
+            f"`max_total_tokens` must be <= the {facts.max_position} positions of the model. Given: "
+            f"{settings.max_total_tokens}"
+        )
+    longest = min(kv_tokens, facts.max_position, model_max_length or facts.max_position)
+    max_total_tokens = settings.max_total_tokens or longest
+    max_input_tokens = settings.max_input_tokens or max_total_tokens - 1
+    if max_input_tokens >= max_total_tokens:
+        raise ConfigurationError(
+            f"`max_input_tokens` must be < `max_total_tokens`. Given: {max_input_tokens} and {max_total_tokens}"
+        )
+    return Limits(
+        max_best_of=settings.max_best_of,
+        max_stop_sequences=settings.max_stop_sequences,
+        max_top_n_tokens=settings.max_top_n_tokens,
+        max_input_tokens=max_input_tokens,
+        max_total_tokens=max_total_tokens,
+    )
