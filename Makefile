@@ -1,0 +1,69 @@
+# The whole vocabulary of this repository; README, .ci/run and buildspec.yml call nothing else.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PORT ?= 8080
+ARGS ?=
+# Torch's threads must not spin while they wait: tests run beside servers on the same cores.
+export OMP_WAIT_POLICY ?= passive
+READY := .venv/.ready
+RUN := .venv/bin/python
+
+.PHONY: help setup serve fmt check test test-soak test-server test-gpu bench bench-gpu docs \
+        image-cpu image-cuda image-rocm test-image
+
+help: ## This list
+	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(READY) ## Make .venv ready (PYTHON=, TORCH=cpu|cuda|rocm overrule what is found)
+
+$(READY): container/requirements-cpu.txt container/requirements-dev.txt pyproject.toml \
+          scripts/setup_env.sh scripts/install_torch.sh
+	@scripts/setup_env.sh
+	@touch $@
+
+serve: setup ## Serve on 127.0.0.1 (PORT=8080, ARGS="--model-id DIRECTORY ...")
+	@exec $(RUN) -m serving --hostname 127.0.0.1 --port $(PORT) $(ARGS)
+
+fmt: setup ## Format, and mend what can be mended
+	@$(RUN) -m ruff format
+	@$(RUN) -m ruff check --fix
+
+check: setup ## Lint, format, types, import contracts, generated pages
+	@$(RUN) -m ruff check
+	@$(RUN) -m ruff format --check
+	@$(RUN) -m mypy
+	@.venv/bin/lint-imports
+	@$(RUN) -m scripts.write_docs --check
+
+test: setup ## Every test that this machine can run (ARGS="-k name" narrows)
+	@$(RUN) -m pytest $(ARGS)
+
+test-soak: setup ## The long tests, at full scale
+	@WEIR_TEST_SCALE=10 $(RUN) -m pytest -m soak --timeout 7200 $(ARGS)
+
+test-server: setup ## Only the tests that start real servers
+	@$(RUN) -m pytest -m server $(ARGS)
+
+test-gpu: setup ## Only the tests that need a GPU
+	@if $(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
+	then $(RUN) -m pytest -m gpu $(ARGS); else echo "no GPU found: skipped"; fi
+
+bench: setup ## Benchmarks of runner, engine and server on this machine, one after the other
+	@$(RUN) -m scripts.bench_step
+	@$(RUN) -m scripts.bench_engine
+	@$(RUN) -m scripts.bench_server
+
+bench-gpu: setup ## Benchmark of the runner on a GPU
+	@if $(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
+	then $(RUN) -m scripts.bench_step --device cuda $(ARGS); else echo "no GPU found: skipped"; fi
+
+docs: setup ## Write the generated pages anew
+	@$(RUN) -m scripts.write_docs
+
+image-cpu image-cuda image-rocm: image-%: ## Build the image weir:cpu, weir:cuda or weir:rocm (BUILD_ARGS="...")
+	@scripts/build_image.sh $* $(BUILD_ARGS)
+
+test-image: ## Build the CPU image, start it, ask it (MODEL=DIRECTORY)
+	@scripts/test_image.sh $(BUILD_ARGS)
