@@ -116,7 +116,6 @@ class Engine:
         self._processor = self._make_processor()
         for sequence in self._sequences.values():
             sequence.forget_device()
-        for sequence in sorted(self._sequences.values(), key=_is_innocent):
             self._scheduler.add(sequence)
         return outputs
 
@@ -189,10 +188,6 @@ class Engine:
 
     def _make_processor(self) -> OutputProcessor:
         return OutputProcessor(self._tokenizer, vocab_size=self._runner.facts.vocab_size)
-
-
-def _is_innocent(sequence: Sequence) -> bool:
-    return not sequence.suspect
 
 
 def _failure(sequence: Sequence, detail: str) -> RequestOutput:

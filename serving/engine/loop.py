@@ -40,8 +40,9 @@ class EngineLoop:
 
     Args:
         inbox: Submit, Abort and Stop, put by any thread.
-        publish: called once a step with its outputs (perhaps none), and once after a restart with the outputs of
-            the requests given up and `Engine.load` as numbers (`rows` is 0).
+        publish: called once a step with its outputs (perhaps none); without a step, and `Engine.load` as numbers
+            (`rows` is 0), once after a restart with the outputs of the requests given up, and once when aborts have
+            left nothing to do.
         start_runner: makes the next runner after one died; what it raises ends `run`.
         on_state: told False when the runner died and True when its successor works.
 
@@ -79,6 +80,8 @@ class EngineLoop:
         while self._take_in():
             if self._engine.has_work():
                 self._step()
+            elif self.busy:  # the last request was aborted: no step follows whose numbers would say so
+                self._publish([], self._engine.load())
             elif not self._engine.alive():
                 self._count_idle_death()
                 self._recover()

@@ -99,16 +99,13 @@ class Scheduler:
         return None
 
     def _continue(self, step: Step) -> None:
-        """Give running sequences their tokens; first one each to those that only decode: no long prompt stalls them."""
-        chunked = []
+        """Give running sequences their next tokens.
+
+        Only the youngest can still be in its prompt, since nobody is let in behind a prompt that took the rest of
+        the budget; so those who decode come first, and no long prompt stalls them.
+        """
         for sequence in self.running:  # preemption shortens the list at its end only
-            if sequence.pending == 1:
-                self._grow(step, sequence)
-            else:
-                chunked.append(sequence)
-        for sequence in chunked:
-            if sequence.running:
-                self._grow(step, sequence)
+            self._grow(step, sequence)
 
     def _grow(self, step: Step, sequence: Sequence) -> None:
         """Plan a running sequence's next tokens, at the cost of the youngest when blocks run out."""
@@ -121,18 +118,18 @@ class Scheduler:
                 self.remove(sequence)
                 step.hopeless.append(sequence)
                 return
-            self._preempt(step, youngest)
+            self._preempt_youngest(step)
             if youngest is sequence:
                 return
         step.rows[sequence] = tokens
         step.budget -= tokens
 
-    def _preempt(self, step: Step, sequence: Sequence) -> None:
-        self.running.remove(sequence)
+    def _preempt_youngest(self, step: Step) -> None:
+        """Put the youngest back; the step has no row of it yet, as rows are made in the order of admission."""
+        sequence = self.running.pop()
         self.blocks.release(sequence)
         sequence.running = False
         self.waiting.appendleft(sequence)
-        step.budget += step.rows.pop(sequence, 0)
         step.preempted += 1
 
     def _admit(self, step: Step) -> None:
@@ -140,7 +137,7 @@ class Scheduler:
 
         Room is what the running sequences do not need: the rest of their prompts, and a block each to grow into.
         """
-        if step.preempted or not self.waiting:
+        if not self.waiting:
             return
         headroom = sum(self._unmet(sequence) for sequence in self.running)
         while self.waiting and step.budget > 0 and len(self.running) < self._max_rows:

@@ -13,6 +13,7 @@ from serving.errors import RunnerDied
 from serving.protocol import Request, SamplingParams, StopParams
 from serving.tokenizer import Tokenizer
 
+pytestmark = pytest.mark.soak
 SCALE = float(os.environ.get("WEIR_TEST_SCALE", "1"))
 SCENARIOS_PER_CASE = max(1, round(40 * SCALE))
 EOS = 0

@@ -124,6 +124,18 @@ def test_an_abort_takes_effect_before_the_next_step():
     assert list(harness.runners[0].rows) == [2]
 
 
+def test_the_abort_of_the_last_request_is_seen_in_the_numbers():
+    def leave(harness, output):
+        harness.inbox.put(Abort(1))
+        threading.Timer(0.05, harness.inbox.put, [Stop()]).start()
+
+    harness = Harness(FakeRunner(), on_output=leave)
+    harness.inbox.put(Submit(1, request(n=1000)))
+    harness.run()
+    assert (harness.stats[0].running, harness.stats[-1].running) == (1, 0)
+    assert (harness.stats[-1].blocks_used, harness.stats[-1].rows) == (0, 0)
+
+
 def test_a_death_in_a_step_is_mended_and_told():
     quiet = Harness(FakeRunner(), on_output=stop_when(1))
     quiet.inbox.put(Submit(1, request(n=10)))
