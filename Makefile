@@ -5,8 +5,6 @@ MAKEFLAGS += --no-print-directory
 
 PORT ?= 8080
 ARGS ?=
-# Torch's threads must not spin while they wait: tests run beside servers on the same cores.
-export OMP_WAIT_POLICY ?= passive
 READY := .venv/.ready
 RUN := .venv/bin/python
 
@@ -36,6 +34,9 @@ check: setup ## Lint, format, types, import contracts, generated pages
 	@$(RUN) -m mypy
 	@.venv/bin/lint-imports
 	@$(RUN) -m scripts.write_docs --check
+
+# Torch's threads must not spin while they wait: tests and the servers they start share the cores.
+test test-soak test-server test-gpu: export OMP_WAIT_POLICY ?= passive
 
 test: setup ## Every test that this machine can run (ARGS="-k name" narrows)
 	@$(RUN) -m pytest $(ARGS)

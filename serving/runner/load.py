@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from serving.errors import ConfigurationError, ModelError
 from serving.layers.attention.kv_cache import KVCache, KVShape, block_bytes
+from serving.layers.attention.select import fastest
 from serving.layers.attention.select import select as select_attention
 from serving.layers.builder import Built, LayerBuilder
 from serving.models.select import CausalModel
@@ -82,7 +83,7 @@ def _build(
     options: RunnerOptions, config: ModelConfig, device: torch.device, dtype: torch.dtype
 ) -> tuple[CausalModel, Built]:
     architecture = select_model(config.model_type)
-    attention = select_attention("sdpa")
+    attention = select_attention(fastest(device, dtype))
     if options.load_format == "dummy":
         # Imported when chosen: transformers costs seconds and hundreds of megabytes that no served model pays.
         dummy = import_module("serving.runner.dummy")

@@ -16,13 +16,8 @@ import msgspec
 from serving.errors import ModelError, RunnerDied
 from serving.plan import ModelFacts, StepPlan, StepResult
 from serving.runner.frames import Done, Failed, Ready, Refused, RunnerOptions, receive, send
-from serving.settings import process_environment
 
 _EXIT_WAIT_S = 5.0
-# OpenMP's threads by default spin while they wait for each other. Where one of them has lost its core to another
-# process (the worker is one), the others burn theirs until it is back: a step takes ten times as long. Read when
-# the library is loaded, so it has to stand in the environment; what the operator set there wins.
-_OPENMP = {"OMP_WAIT_POLICY": "passive"}
 
 
 class RunnerProcess:
@@ -47,7 +42,7 @@ class RunnerProcess:
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-m", "serving.runner.process", str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, env={**_OPENMP, **process_environment()},
+                pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL,
             )  # fmt: skip
         try:
             send(ours, options)

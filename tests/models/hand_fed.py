@@ -3,6 +3,7 @@
 import torch
 
 from serving.layers.attention.kv_cache import KVCache
+from serving.layers.attention.select import fastest
 from serving.layers.attention.select import select as select_attention
 from serving.layers.builder import LayerBuilder
 from serving.models.select import select as select_model
@@ -21,7 +22,7 @@ class Ours:
     def __init__(self, directory, dtype=torch.float32, device=CPU):
         self.config = ModelConfig.load(directory)
         self.weights = SafetensorsCheckpoint(directory)
-        build = LayerBuilder(self.weights, dtype=dtype, device=device, attention=select_attention("sdpa"))
+        build = LayerBuilder(self.weights, dtype=dtype, device=device, attention=select_attention(fastest(device, dtype)))
         self.model = select_model(self.config.model_type)(self.config, build)
         cache = KVCache(build.built.kv_shapes, 128, BLOCK, dtype, device)
         self.inputs = InputBuilder(cache, BLOCK, build.built.windows, dtype, device)

@@ -66,7 +66,7 @@ class Server:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "serving", *arguments],
             cwd=ROOT,
-            env={**clean, "OMP_NUM_THREADS": "1", **environ},
+            env={**clean, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", **environ},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -1,0 +1,70 @@
+"""Paged attention as batched matrix products, for bfloat16 on a CPU, where oneDNN computes a whole batch in one call.
+
+Held to `sdpa`, whose kernel pays a fixed price for every row and key-value head; where that is the cheaper one, it is
+used. Knows no rank and no number format.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from serving.layers.attention.backend import AttentionSpec
+from serving.layers.attention.sdpa import attend, attend_groups, gathered
+from serving.layers.forward_batch import AttentionGroup, ForwardBatch
+
+# Measured on two cores with AVX-512 and bfloat16 instructions: below these, sdpa is the faster one.
+_FEWEST_ROWS = 8
+_FEWEST_QUERIES = 96
+# The products hold heads x queries x context scores at once; longer chunks stay with sdpa, which holds a tile.
+_MAX_SCORES = 1 << 24
+
+
+class MatmulAttention(nn.Module):
+    """One layer's attention."""
+
+    def __init__(self, spec: AttentionSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        owner = torch.arange(spec.heads) * spec.kv_heads // spec.heads  # the key-value head of each query head
+        own = (owner[:, None] == torch.arange(spec.kv_heads)).unsqueeze(-1)
+        self.own = own.to(torch.bfloat16) * spec.scale  # [heads, kv_heads, 1]
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, batch: ForwardBatch) -> Tensor:
+        """See `Attention`."""
+        return attend_groups(self._attend, self.spec, query, key, value, batch)
+
+    def _attend(
+        self, spec: AttentionSpec, query: Tensor, keys: Tensor, values: Tensor, group: AttentionGroup
+    ) -> Tensor:
+        scores = spec.heads * group.masks[spec.window].numel()
+        if scores > _MAX_SCORES:
+            return attend(spec, query, keys, values, group)
+        if group.query_length == 1 and group.rows >= _FEWEST_ROWS:
+            return self._many_rows(query, keys, values, group)
+        if group.query_length >= _FEWEST_QUERIES:
+            return self._long_chunk(query, keys, values, group)
+        return attend(spec, query, keys, values, group)
+
+    def _many_rows(self, query: Tensor, keys: Tensor, values: Tensor, group: AttentionGroup) -> Tensor:
+        """Every query against the keys of all heads at once, zero where they are not its own: one product a row
+        instead of one a row and head. The surplus arithmetic costs less than the calls it saves.
+        """
+        spec, rows = self.spec, group.rows
+        width = spec.kv_heads * spec.head_dim
+        key = gathered(keys, group).view(rows, -1, width)
+        value = gathered(values, group).view(rows, -1, width)
+        spread = (query.unsqueeze(2) * self.own).view(rows, spec.heads, width)
+        scores = torch.bmm(spread, key.transpose(1, 2)).add_(group.masks[spec.window].squeeze(1))
+        attended = torch.bmm(scores.softmax(-1), value)
+        per_head = attended.view(rows, spec.kv_heads, -1, spec.kv_heads, spec.head_dim)
+        return per_head.diagonal(0, 1, 3).permute(0, 3, 1, 2).flatten(1)
+
+    def _long_chunk(self, query: Tensor, keys: Tensor, values: Tensor, group: AttentionGroup) -> Tensor:
+        """All queries that share a key-value head against its keys: one product a key-value head."""
+        spec, tokens = self.spec, group.query_length
+        key = gathered(keys, group).view(-1, spec.kv_heads, spec.head_dim).transpose(0, 1)
+        value = gathered(values, group).view(-1, spec.kv_heads, spec.head_dim).transpose(0, 1)
+        grouped = query.unflatten(1, (spec.kv_heads, -1)).permute(1, 2, 0, 3)  # [kv_heads, queries_per_kv, tokens, dim]
+        grouped = (grouped * spec.scale).flatten(1, 2)
+        scores = torch.bmm(grouped, key.transpose(1, 2)).unflatten(1, (-1, tokens)).add_(group.masks[spec.window])
+        attended = torch.bmm(scores.softmax(-1).flatten(1, 2), value)
+        return attended.unflatten(1, (-1, tokens)).permute(2, 0, 1, 3).flatten(1)

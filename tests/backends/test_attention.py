@@ -1,0 +1,65 @@
+"""Every attention backend against its slow twin, `sdpa`, in float32."""
+
+import random
+
+import pytest
+import torch
+
+from serving.layers.attention.backend import AttentionSpec
+from serving.layers.attention.kv_cache import KVCache, KVShape
+from serving.layers.attention.select import BACKENDS, fastest, select
+from serving.plan import Row
+from serving.runner.inputs import InputBuilder
+
+CPU, BLOCK = torch.device("cpu"), 16
+
+
+def attended(backend, spec, dtype, rows, query, key, value, past):
+    cache = KVCache([KVShape(spec.kv_heads, spec.head_dim)], 300, BLOCK, dtype, CPU)
+    for kept, old in ((cache.keys[0], past[0]), (cache.values[0], past[1])):
+        kept.copy_(old)
+    batch = InputBuilder(cache, BLOCK, [spec.window], dtype, CPU).build(rows).batch
+    return select(backend)(spec)(query.to(dtype), key.to(dtype), value.to(dtype), batch).float()
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(12, 4, 64), (4, 4, 32), (8, 1, 16)])
+@pytest.mark.parametrize("counts", [[1] * 3, [1] * 8, [1] * 33, [5, 96, 200], [1] * 9 + [130]])
+def test_every_backend_is_as_near_to_float32_as_its_slow_twin(backend, window, heads, kv_heads, head_dim, counts):
+    rng = random.Random(len(counts) * heads)
+    torch.manual_seed(0)
+    free = iter(rng.sample(range(1, 300), 299))
+    rows = []
+    for i, count in enumerate(counts):
+        position = rng.randrange(70)
+        table = [next(free) for _ in range(-(-(position + count) // BLOCK))]
+        rows.append(Row(sequence_id=i, token_ids=[0] * count, position=position, block_table=table, sample=True))
+    spec = AttentionSpec(
+        layer=0, heads=heads, kv_heads=kv_heads, head_dim=head_dim, scale=head_dim**-0.5, window=window
+    )
+    tokens = sum(counts)
+    query = torch.randn(tokens, heads, head_dim).bfloat16().float()
+    key, value = (torch.randn(tokens, kv_heads, head_dim).bfloat16().float() for _ in range(2))
+    past = [torch.randn(300, BLOCK, kv_heads, head_dim).bfloat16().float() for _ in range(2)]
+    exact = attended("sdpa", spec, torch.float32, rows, query, key, value, past)
+    twin = attended("sdpa", spec, torch.bfloat16, rows, query, key, value, past)
+    got = attended(backend, spec, torch.bfloat16, rows, query, key, value, past)
+    # Scores pass through bfloat16 once where the twin keeps them in float32.
+    assert (got - exact).abs().mean() <= 3 * (twin - exact).abs().mean()
+    assert (got - exact).abs().max() <= 0.05
+
+
+def test_many_scores_stay_with_the_twin_that_holds_a_tile_of_them(monkeypatch):
+    monkeypatch.setattr("serving.layers.attention.matmul._MAX_SCORES", 10)
+    spec = AttentionSpec(layer=0, heads=2, kv_heads=2, head_dim=16, scale=0.25, window=None)
+    rows = [Row(sequence_id=0, token_ids=[0] * 100, position=0, block_table=list(range(1, 8)), sample=True)]
+    tensors = [torch.randn(100, 2, 16) for _ in range(3)]
+    past = [torch.zeros(300, BLOCK, 2, 16)] * 2
+    twin = attended("sdpa", spec, torch.bfloat16, rows, *tensors, past)
+    assert torch.equal(attended("matmul", spec, torch.bfloat16, rows, *tensors, past), twin)
+
+
+def test_float32_keeps_the_kernel_whose_rows_do_not_depend_on_their_batch():
+    assert fastest(CPU, torch.float32) == "sdpa"
+    assert fastest(CPU, torch.bfloat16) == "matmul"
