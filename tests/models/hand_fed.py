@@ -22,7 +22,8 @@ class Ours:
     def __init__(self, directory, dtype=torch.float32, device=CPU):
         self.config = ModelConfig.load(directory)
         self.weights = SafetensorsCheckpoint(directory)
-        build = LayerBuilder(self.weights, dtype=dtype, device=device, attention=select_attention(fastest(device, dtype)))
+        attention = select_attention(fastest(device, dtype))
+        build = LayerBuilder(self.weights, dtype=dtype, device=device, attention=attention)
         self.model = select_model(self.config.model_type)(self.config, build)
         cache = KVCache(build.built.kv_shapes, 128, BLOCK, dtype, device)
         self.inputs = InputBuilder(cache, BLOCK, build.built.windows, dtype, device)
