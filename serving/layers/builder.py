@@ -15,7 +15,7 @@ from serving.layers.attention.backend import Attention, AttentionBackend, Attent
 from serving.layers.attention.kv_cache import KVShape
 from serving.layers.embedding import Embedding
 from serving.layers.linear import make_linear
-from serving.layers.norm import RMSNorm
+from serving.layers.norm import make_rms_norm
 from serving.layers.rotary import Rotary
 from serving.weights.checkpoint import Checkpoint
 
@@ -75,9 +75,9 @@ class LayerBuilder:
         """A token embedding. Raises ModelError."""
         return Embedding(self._vocabulary(name, vocab_size))
 
-    def norm(self, name: str, eps: float) -> RMSNorm:
+    def norm(self, name: str, eps: float) -> nn.Module:
         """A root-mean-square norm. Raises ModelError."""
-        return RMSNorm(self._tensor(f"{name}.weight"), eps)
+        return make_rms_norm(self._tensor(f"{name}.weight"), eps)
 
     def rotary(self, head_dim: int, rope: Mapping[str, Any]) -> Rotary:
         """The rotary embedding of a model. Raises ModelError."""

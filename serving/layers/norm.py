@@ -1,5 +1,6 @@
-"""Normalisation layers."""
+"""Normalisation layers, and the choice of the kernel that computes them."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,3 +15,26 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., size] -> the same shape and type."""
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class MirroredRMSNorm(nn.Module):
+    """The same as the layer norm of `x` beside `-x`, whose mean is zero and whose variance is the mean square.
+
+    On a CPU torch computes `rms_norm` in nine operations and `layer_norm` in one; while few rows decode, the number
+    of operations is what counts.
+    """
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        super().__init__()
+        self.size, self.eps = len(weight), eps
+        self.weight = torch.cat((weight, weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., size] -> the same shape and type."""
+        mirrored = torch.cat((x, -x), -1)
+        return F.layer_norm(mirrored, self.weight.shape, self.weight, None, self.eps)[..., : self.size]
+
+
+def make_rms_norm(weight: Tensor, eps: float) -> nn.Module:
+    """The layer that is fastest on the weight's device. weight [size]."""
+    return MirroredRMSNorm(weight, eps) if weight.device.type == "cpu" else RMSNorm(weight, eps)

@@ -28,17 +28,16 @@ class Rotary(nn.Module):
         self.frequencies = _scaled(frequencies, rope)  # [head_dim / 2], radians a position
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """positions [tokens] -> cosines and sines, each [tokens, 1, head_dim]."""
-        angles = torch.outer(positions.float(), self.frequencies)
-        angles = torch.cat((angles, angles), -1).unsqueeze(1)
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        """positions [tokens] -> cosines and sines, each [tokens, 1, head_dim]; the first half of the sines negated."""
+        angles = torch.outer(positions.float(), self.frequencies).unsqueeze(1)
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        return torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1)
 
 
 def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     """Turn every head's vector by its position: [tokens, heads, head_dim] -> the same."""
     cos, sin = angles
-    half = x.shape[-1] // 2
-    return x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 def _scaled(frequencies: Tensor, rope: Mapping[str, Any]) -> Tensor:
