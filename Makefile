@@ -56,9 +56,11 @@ bench: setup ## Benchmarks of runner, engine and server on this machine, one aft
 	@$(RUN) -m scripts.bench_engine
 	@$(RUN) -m scripts.bench_server
 
-bench-gpu: setup ## Benchmark of the runner on a GPU
+bench-gpu: setup ## Benchmark of the runner on a GPU, over shapes of 1B and 8B parameters
 	@if $(RUN) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; \
-	then $(RUN) -m scripts.bench_step --device cuda $(ARGS); else echo "no GPU found: skipped"; fi
+	then $(RUN) -m scripts.bench_step --device cuda --shape 1b $(ARGS) && \
+	     $(RUN) -m scripts.bench_step --device cuda --shape 8b $(ARGS); \
+	else echo "no GPU found: skipped"; fi
 
 docs: setup ## Write the generated pages anew
 	@$(RUN) -m scripts.write_docs
