@@ -23,7 +23,7 @@ from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
 from serving.validation.validator import Validator
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 PUBLIC_ENDPOINT = "health"
 PUBLIC_METHODS = ("GET", "HEAD")
@@ -122,5 +122,5 @@ def _add_error_handlers(app: Flask) -> None:
 
     @app.errorhandler(Exception)
     def answer_fault(error: Exception) -> Response:
-        logger.error("a request failed", exc_info=error)
+        log.error("a request failed", exc_info=error)
         return errors.answer(errors.Internal(), errors.native_body)

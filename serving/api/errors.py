@@ -3,7 +3,6 @@
 Knows no route.
 """
 
-import logging
 from collections.abc import Callable
 from http import HTTPStatus
 from types import MappingProxyType
@@ -13,8 +12,6 @@ from flask import Response
 
 from serving.api.schemas import native, openai
 from serving.errors import RequestError, Unavailable
-
-logger = logging.getLogger(__name__)
 
 PLAIN_TEXT = "text/plain; charset=utf-8"
 CLIENT_CLOSED_REQUEST = 499  # nginx's number for it; nobody reads the answer

@@ -14,7 +14,7 @@ from flask import Response
 from serving.api.errors import Dialect, Internal
 from serving.errors import ClientGone, RequestError
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 KEEP_ALIVE = b":\n\n"
 DONE = b"data: [DONE]\n\n"
@@ -44,7 +44,7 @@ def guarded(frames: Iterator[bytes], dialect: Dialect, *, farewell: bytes = b"")
     except RequestError as error:
         yield event(dialect(error)) + farewell
     except Exception:
-        logger.exception("a stream failed")
+        log.exception("a stream failed")
         yield event(dialect(Internal())) + farewell
 
 

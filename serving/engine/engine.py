@@ -17,7 +17,7 @@ from serving.tokenizer import Tokenizer
 
 MAX_DEATHS = 3
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -155,7 +155,7 @@ class Engine:
         except GenerationError as error:
             return _failure(sequence, error.detail)
         except Exception:
-            logger.exception("request %d failed while its output was made", sequence.id)
+            log.exception("request %d failed while its output was made", sequence.id)
             return _failure(sequence, "the output could not be made")
 
     def _forget(self, sequence: Sequence) -> None:

@@ -20,8 +20,8 @@ class RMSNorm(nn.Module):
 class MirroredRMSNorm(nn.Module):
     """The same as the layer norm of `x` beside `-x`, whose mean is zero and whose variance is the mean square.
 
-    On a CPU torch computes `rms_norm` in nine operations and `layer_norm` in one; while few rows decode, the number
-    of operations is what counts.
+    On a CPU torch composes `rms_norm` of many small operations, but has one for `layer_norm`; while few rows decode,
+    the number of operations is what counts.
     """
 
     def __init__(self, weight: Tensor, eps: float) -> None:

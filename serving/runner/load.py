@@ -28,7 +28,7 @@ from serving.sampling.sampler import Sampler
 from serving.weights.checkpoint import SafetensorsCheckpoint
 from serving.weights.model_config import ModelConfig
 
-_LOG = logging.getLogger("serving.runner")
+log = logging.getLogger("serving.runner")
 BLOCK_SIZE = 16
 # A CPU computes a step of 512 tokens at nearly its full rate; more would only hold running streams up for longer.
 _DEFAULT_STEP_TOKENS = {"cpu": 512, "cuda": 4096}
@@ -49,7 +49,7 @@ def load_runner(options: RunnerOptions) -> ModelRunner:
     loaded = time.monotonic()
     runner = _size_and_warm(options, config, model, built, device, dtype)
     facts = runner.facts
-    _LOG.info(
+    log.info(
         "model loaded in %.1f s, warm after %.1f s: %s on %s, weights %.1f MB, KV cache %d x %d tokens, %.1f MB",
         loaded - started, time.monotonic() - started, facts.dtype, facts.device, facts.weight_bytes / 1e6,
         facts.block_count, facts.block_size, facts.kv_bytes / 1e6,
@@ -73,7 +73,7 @@ def _dtype(asked: str | None, config: ModelConfig, device: torch.device) -> torc
         raise ModelError(f"dtype {name!r} is not served; give --dtype bfloat16, float16 or float32")
     if device.type == "cpu" and dtype == torch.float16:
         if asked:
-            _LOG.warning("a CPU does not compute in float16: computing in float32")
+            log.warning("a CPU does not compute in float16: computing in float32")
             return torch.float32
         return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
     return dtype
@@ -97,7 +97,7 @@ def _build(
         model = architecture(config, build)
     # Old checkpoints carry computed buffers, tied ones a head that nobody reads.
     if unread := [name for name in weights.unread() if "rotary_emb" not in name and name != "lm_head.weight"]:
-        _LOG.warning("%d tensors of the checkpoint are not used, first %s", len(unread), unread[0])
+        log.warning("%d tensors of the checkpoint are not used, first %s", len(unread), unread[0])
     return model, build.built
 
 

@@ -18,7 +18,7 @@ from serving.runner.memory import cpu_count, keep_freed_memory
 from serving.runner.model_runner import ModelRunner
 from serving.telemetry import logs
 
-_LOG = logging.getLogger("serving.runner")
+log = logging.getLogger("serving.runner")
 
 
 def serve(channel: socket.socket) -> int:
@@ -48,7 +48,7 @@ def _execute_plans(channel: socket.socket, runner: ModelRunner) -> int:
             result = runner.execute(plan)
         except Exception as error:
             # Whatever went wrong, half a step's keys are written: the state is not to be trusted any more.
-            _LOG.exception("a step failed; the runner starts again")
+            log.exception("a step failed; the runner starts again")
             send(channel, Failed(type(error).__name__))
             return 1
         send(channel, Done(result))

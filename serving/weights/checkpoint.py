@@ -19,10 +19,6 @@ from serving.errors import ModelError
 class Checkpoint(Protocol):
     """Where a builder takes its tensors from."""
 
-    def __contains__(self, name: str) -> bool:
-        """Whether there is a tensor of this name."""
-        ...
-
     def read(self, name: str) -> Tensor:
         """The tensor, on the CPU and in the checkpoint's type. Raises ModelError."""
         ...
@@ -49,10 +45,6 @@ class SafetensorsCheckpoint:
             self._files[path] = _open(path)
             self.total_bytes += path.stat().st_size
             self._file_of.update(dict.fromkeys(self._files[path].keys(), path))
-
-    def __contains__(self, name: str) -> bool:
-        """Whether a file holds a tensor of this name."""
-        return name in self._file_of
 
     def read(self, name: str) -> Tensor:
         """Read one tensor. Raises ModelError where it is missing or its bytes cannot be read."""
@@ -82,10 +74,6 @@ class DummyCheckpoint:
 
     def __init__(self, shapes: Mapping[str, torch.Size], device: torch.device, dtype: torch.dtype) -> None:
         self._shapes, self._device, self._dtype = shapes, device, dtype
-
-    def __contains__(self, name: str) -> bool:
-        """Whether the model has a tensor of this name."""
-        return name in self._shapes
 
     def read(self, name: str) -> Tensor:
         """A random tensor, already on the device."""

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import random
+import sys
 import time
 from typing import Any
 
@@ -147,7 +148,7 @@ async def pings_during(client: Client, work: Any) -> tuple[Any, list[float]]:
         pinging.cancel()
 
 
-def test_each_answer_in_a_crowd_is_the_answer_alone_and_nothing_is_left(start, record_property):
+def test_each_answer_in_a_crowd_is_the_answer_alone_and_nothing_is_left(start, capsys):
     # Too few blocks for everybody: preemption is part of the test.
     server = start("--dtype=float32", "--max-batch-size=48", "--kv-cache-memory=240KiB").wait_ready()
     client, rng = Client(server.url), random.Random(5)
@@ -160,7 +161,8 @@ def test_each_answer_in_a_crowd_is_the_answer_alone_and_nothing_is_left(start, r
         for body, events in survivors:
             verdict = difference(events, asyncio.run(client.stream(body)))
             verdicts[verdict] = verdicts.get(verdict, 0) + 1
-    record_property("verdicts", verdicts)
+    with capsys.disabled():  # the count of near ties is a finding, also when it is allowed
+        sys.stdout.write(f"\nanswers in a crowd against alone: {verdicts}\n")
     assert set(verdicts) <= {"same", "near tie"}, verdicts
     assert verdicts.get("near tie", 0) <= 0.02 * sum(verdicts.values()), verdicts
     assert metric(server, "weir_preemptions") > 0
