@@ -17,7 +17,7 @@ help: ## This list
 setup: $(READY) ## Make .venv ready (PYTHON=, TORCH=cpu|cuda|rocm overrule what is found)
 
 $(READY): container/requirements-cpu.txt container/requirements-dev.txt pyproject.toml \
-          scripts/setup_env.sh scripts/install_torch.sh
+          serving/layers/cpu_kernels.c scripts/setup_env.sh scripts/install_torch.sh
 	@scripts/setup_env.sh
 	@touch $@
 

@@ -41,4 +41,7 @@ $python -m pip install -r container/requirements-cpu.txt -r container/requiremen
 
 say "Installing this project into .venv"
 $python -m pip install --quiet --no-deps --no-build-isolation --editable .
+if ! $python -c 'import sys; from serving.layers.cpu_kernels import compiled_library; sys.exit(compiled_library() is None)'
+then say "No C compiler: bfloat16 on a CPU runs without our kernels, slower. Install gcc, then: make -B setup"
+fi
 say "Ready: .venv/bin/weir --help, or make serve"

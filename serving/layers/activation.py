@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from serving.errors import ModelError
+from serving.layers.cpu_kernels import load
 
 _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -15,6 +17,22 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
     "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
 }
+
+
+def make_gate(name: str, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """The product `activation(gate) * up` of [tokens, 2 * size], gate beside up, by the fastest kernel here.
+
+    Raises ModelError for an activation that no served model uses.
+    """
+    activate, kernels = activation(name), load(device, dtype)
+    if kernels is not None and activate is F.silu:
+        return kernels.silu_gate
+
+    def gated(gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, -1)
+        return activate(gate) * up
+
+    return gated
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:

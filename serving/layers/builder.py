@@ -3,7 +3,7 @@
 That is the checkpoint, the device, the number format, the kernels and the attention backend.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from serving.errors import ModelError
+from serving.layers.activation import make_gate
 from serving.layers.attention.backend import Attention, AttentionBackend, AttentionSpec
 from serving.layers.attention.kv_cache import KVShape
 from serving.layers.embedding import Embedding
 from serving.layers.linear import make_linear
 from serving.layers.norm import make_rms_norm
-from serving.layers.rotary import Rotary
+from serving.layers.rotary import Rotary, Rotation, make_rotation
 from serving.weights.checkpoint import Checkpoint
 
 
@@ -82,6 +83,14 @@ class LayerBuilder:
     def rotary(self, head_dim: int, rope: Mapping[str, Any]) -> Rotary:
         """The rotary embedding of a model. Raises ModelError."""
         return Rotary(head_dim, rope, self._device)
+
+    def rotation(self) -> Rotation:
+        """The turning of queries and keys by the angles that `rotary` gives."""
+        return make_rotation(self._device, self._dtype)
+
+    def gate(self, activation: str) -> Callable[[Tensor], Tensor]:
+        """`activation(gate) * up` of the two side by side: [tokens, 2 * size] -> [tokens, size]. Raises ModelError."""
+        return make_gate(activation, self._device, self._dtype)
 
     def attention(
         self, *, heads: int, kv_heads: int, head_dim: int, scale: float, window: int | None = None

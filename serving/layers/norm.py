@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from serving.layers.cpu_kernels import CpuKernels, load
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square normalisation over the last dimension (Zhang and Sennrich 2019, arXiv:1910.07467)."""
@@ -35,6 +37,20 @@ class MirroredRMSNorm(nn.Module):
         return F.layer_norm(mirrored, self.weight.shape, self.weight, None, self.eps)[..., : self.size]
 
 
+class NativeRMSNorm(nn.Module):
+    """The same by our own kernel."""
+
+    def __init__(self, kernels: CpuKernels, weight: Tensor, eps: float) -> None:
+        super().__init__()
+        self.kernels, self.weight, self.eps = kernels, weight, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., size] -> the same shape and type."""
+        return self.kernels.rms_norm(x, self.weight, self.eps)
+
+
 def make_rms_norm(weight: Tensor, eps: float) -> nn.Module:
     """The layer that is fastest on the weight's device. weight [size]."""
+    if kernels := load(weight.device, weight.dtype):
+        return NativeRMSNorm(kernels, weight, eps)
     return MirroredRMSNorm(weight, eps) if weight.device.type == "cpu" else RMSNorm(weight, eps)

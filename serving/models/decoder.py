@@ -7,14 +7,11 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from serving.layers.activation import activation
 from serving.layers.attention.backend import Attention
 from serving.layers.builder import LayerBuilder
 from serving.layers.forward_batch import ForwardBatch
-from serving.layers.rotary import rotate
+from serving.layers.rotary import Angles, Rotation
 from serving.weights.model_config import ModelConfig
-
-Angles = tuple[Tensor, Tensor]
 
 
 class AttentionMaker(Protocol):
@@ -38,19 +35,22 @@ class RotaryAttention(nn.Module):
 
     Args:
         qkv: [tokens, hidden] -> queries, keys and values side by side.
+        rotate: turns queries and keys by the angles of their positions.
         out: [tokens, heads * head_dim] -> [tokens, hidden].
     """
 
-    def __init__(self, config: ModelConfig, *, qkv: nn.Module, attend: Attention, out: nn.Module) -> None:
+    def __init__(
+        self, config: ModelConfig, *, qkv: nn.Module, rotate: Rotation, attend: Attention, out: nn.Module
+    ) -> None:
         super().__init__()
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.qkv, self.attend, self.out = qkv, attend, out
+        self.qkv, self.rotate, self.attend, self.out = qkv, rotate, attend, out
 
     def forward(self, x: Tensor, angles: Angles, batch: ForwardBatch) -> Tensor:
         """[tokens, hidden] -> [tokens, hidden]."""
         qkv = self.qkv(x).unflatten(-1, (self.heads + 2 * self.kv_heads, -1))
         query_key, value = qkv.split((self.heads + self.kv_heads, self.kv_heads), 1)
-        query, key = rotate(query_key, angles).split((self.heads, self.kv_heads), 1)
+        query, key = self.rotate(query_key, angles).split((self.heads, self.kv_heads), 1)
         return self.out(self.attend(query, key, value, batch))
 
 
@@ -61,12 +61,11 @@ class GatedMlp(nn.Module):
         super().__init__()
         self.gate_up = build.column("gate_proj", "up_proj", bias=config.mlp_bias)
         self.down = build.row("down_proj", bias=config.mlp_bias)
-        self.activation = activation(config.hidden_act)
+        self.gate = build.gate(config.hidden_act)
 
     def forward(self, x: Tensor) -> Tensor:
         """[tokens, hidden] -> [tokens, hidden]."""
-        gate, up = self.gate_up(x).chunk(2, -1)
-        return self.down(self.activation(gate) * up)
+        return self.down(self.gate(self.gate_up(x)))
 
 
 class PreNormBlock(nn.Module):

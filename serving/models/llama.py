@@ -12,6 +12,7 @@ def attention(config: ModelConfig, build: LayerBuilder, layer: int) -> nn.Module
     return RotaryAttention(
         config,
         qkv=build.column("q_proj", "k_proj", "v_proj", bias=config.attention_bias),
+        rotate=build.rotation(),
         attend=attend(config, build),
         out=build.row("o_proj", bias=config.attention_bias),
     )

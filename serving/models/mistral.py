@@ -12,6 +12,7 @@ def attention(config: ModelConfig, build: LayerBuilder, layer: int) -> nn.Module
     return RotaryAttention(
         config,
         qkv=build.column("q_proj", "k_proj", "v_proj"),
+        rotate=build.rotation(),
         attend=attend(config, build, config.window(layer)),
         out=build.row("o_proj"),
     )

@@ -4,8 +4,8 @@ from torch import Tensor, nn
 
 from serving.layers.builder import LayerBuilder
 from serving.layers.forward_batch import ForwardBatch
-from serving.layers.rotary import rotate
-from serving.models.decoder import Angles, RotaryDecoder, attend
+from serving.layers.rotary import Angles
+from serving.models.decoder import RotaryDecoder, attend
 from serving.weights.model_config import ModelConfig
 
 
@@ -18,6 +18,7 @@ class Attention(nn.Module):
         self.qkv = build.column("q_proj", "k_proj", "v_proj", bias=config.attention_bias)
         self.query_norm = build.norm("q_norm", config.rms_norm_eps)
         self.key_norm = build.norm("k_norm", config.rms_norm_eps)
+        self.rotate = build.rotation()
         self.attend = attend(config, build, config.window(layer))
         self.out = build.row("o_proj", bias=config.attention_bias)
 
@@ -25,7 +26,7 @@ class Attention(nn.Module):
         """[tokens, hidden] -> [tokens, hidden]."""
         qkv = self.qkv(x).unflatten(-1, (self.heads + 2 * self.kv_heads, -1))
         query, key, value = qkv.split((self.heads, self.kv_heads, self.kv_heads), 1)
-        query, key = rotate(self.query_norm(query), angles), rotate(self.key_norm(key), angles)
+        query, key = self.rotate(self.query_norm(query), angles), self.rotate(self.key_norm(key), angles)
         return self.out(self.attend(query, key, value, batch))
 
 

@@ -30,11 +30,11 @@ class MatmulAttention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, batch: ForwardBatch) -> Tensor:
         """See `Attention`."""
-        return attend_groups(self._attend, self.spec, query, key, value, batch)
+        return attend_groups(self.attend, query, key, value, batch, self.spec.layer)
 
-    def _attend(
-        self, spec: AttentionSpec, query: Tensor, keys: Tensor, values: Tensor, group: AttentionGroup
-    ) -> Tensor:
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, group: AttentionGroup) -> Tensor:
+        """One group's attention: query [tokens, heads, head_dim] -> [tokens, heads * head_dim]."""
+        spec = self.spec
         scores = spec.heads * group.masks[spec.window].numel()
         if scores > _MAX_SCORES:
             return attend(spec, query, keys, values, group)

@@ -4,6 +4,7 @@ Runs on every device; knows no rank and no number format.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from serving.layers.attention.backend import AttentionSpec
 from serving.layers.forward_batch import AttentionGroup, ForwardBatch
 
-Attend = Callable[[AttentionSpec, Tensor, Tensor, Tensor, AttentionGroup], Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, AttentionGroup], Tensor]
 
 
 class SdpaAttention(nn.Module):
@@ -23,26 +24,24 @@ class SdpaAttention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, batch: ForwardBatch) -> Tensor:
         """See `Attention`."""
-        return attend_groups(attend, self.spec, query, key, value, batch)
+        return attend_groups(partial(attend, self.spec), query, key, value, batch, self.spec.layer)
 
 
-def attend_groups(
-    attend: Attend, spec: AttentionSpec, query: Tensor, key: Tensor, value: Tensor, batch: ForwardBatch
-) -> Tensor:
+def attend_groups(attend: Attend, query: Tensor, key: Tensor, value: Tensor, batch: ForwardBatch, layer: int) -> Tensor:
     """Write the new keys and values into the cache, then let `attend` compute group after group.
 
     Args:
         attend: from a group's queries and the layer's whole cache to [tokens, heads * head_dim].
     """
-    keys, values = batch.keys[spec.layer], batch.values[spec.layer]
+    keys, values = batch.keys[layer], batch.values[layer]
     keys.view(-1, *key.shape[1:]).index_copy_(0, batch.slots, key)
     values.view(-1, *value.shape[1:]).index_copy_(0, batch.slots, value)
     if len(batch.groups) == 1:
-        return attend(spec, query, keys, values, batch.groups[0])
-    output = query.new_empty(len(query), spec.heads * spec.head_dim)
+        return attend(query, keys, values, batch.groups[0])
+    output = query.new_empty(len(query), query[0].numel())
     for group in batch.groups:
         end = group.start + group.rows * group.query_length
-        output[group.start : end] = attend(spec, query[group.start : end], keys, values, group)
+        output[group.start : end] = attend(query[group.start : end], keys, values, group)
     return output
 
 

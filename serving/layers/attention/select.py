@@ -7,9 +7,11 @@ import torch
 
 from serving.errors import ConfigurationError
 from serving.layers.attention.backend import AttentionBackend
+from serving.layers.cpu_kernels import compiled_library
 
 BACKENDS = {
     "matmul": "serving.layers.attention.matmul:MatmulAttention",
+    "native": "serving.layers.attention.native:NativeAttention",
     "sdpa": "serving.layers.attention.sdpa:SdpaAttention",
 }
 
@@ -24,4 +26,6 @@ def select(name: str) -> AttentionBackend:
 
 def fastest(device: torch.device, dtype: torch.dtype) -> str:
     """The name of the backend that is fastest here."""
-    return "matmul" if device.type == "cpu" and dtype == torch.bfloat16 else "sdpa"
+    if device.type != "cpu" or dtype != torch.bfloat16:
+        return "sdpa"
+    return "native" if compiled_library() else "matmul"

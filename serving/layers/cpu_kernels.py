@@ -1,0 +1,106 @@
+"""The operations of cpu_kernels.c on tensors: bfloat16, on a CPU, only where the compiled library is there.
+
+Knows no layer; every caller has a slow twin in torch. Arguments are checked by assertions that `-O` drops.
+"""
+
+import ctypes
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
+_SIGNATURES = {
+    "weir_attend": [_POINTER, _POINTER, _SIZE, *[_POINTER] * 3, _SIZE, _POINTER, *[_SIZE] * 5, _FLOAT, _SIZE],
+    "weir_store": [_POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _SIZE],
+    "weir_rms_norm": [_POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _SIZE, _FLOAT],
+    "weir_rotate": [_POINTER, _POINTER, _SIZE, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE],
+    "weir_silu_gate": [_POINTER, _POINTER, _SIZE, _SIZE],
+}
+
+
+def compiled_library() -> Path | None:
+    """Where the library lies; `None` where installing found no C compiler."""
+    spec = find_spec("serving.layers._cpu_kernels")
+    return Path(spec.origin) if spec is not None and spec.origin is not None else None
+
+
+def load(device: torch.device, dtype: torch.dtype) -> "CpuKernels | None":
+    """The kernels, where this device and type have them."""
+    library = compiled_library() if device.type == "cpu" and dtype == torch.bfloat16 else None
+    return None if library is None else CpuKernels(library)
+
+
+class CpuKernels:
+    """The library's functions. It shares the threads of torch, whose OpenMP it is linked to by name."""
+
+    def __init__(self, library: Path) -> None:
+        self._library = ctypes.CDLL(str(library))
+        for name, arguments in _SIGNATURES.items():
+            function = getattr(self._library, name)
+            function.argtypes, function.restype = arguments, None
+        self._attend, self._store = self._library.weir_attend, self._library.weir_store
+        self._rms_norm, self._rotate = self._library.weir_rms_norm, self._library.weir_rotate
+        self._silu_gate = self._library.weir_silu_gate
+
+    def attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, tables: Tensor, positions: Tensor, scale: float, window: int
+    ) -> Tensor:
+        """One query token a row over its own blocks, read in place.
+
+        Args:
+            query: [rows, heads, head_dim]; rows may lie apart.
+            keys: [blocks, block_size, kv_heads, head_dim], as `values`.
+            tables: block ids, [rows * blocks a row].
+            positions: of the queries, [rows].
+            window: how many positions back a query looks, itself included; 0 for all.
+
+        Returns:
+            [rows, heads * head_dim].
+        """
+        rows, heads, head_dim = query.shape
+        _, block_size, kv_heads, _ = keys.shape
+        assert query.stride()[1:] == (head_dim, 1)
+        assert keys.is_contiguous()
+        assert values.is_contiguous()
+        output = query.new_empty(rows, heads * head_dim)
+        self._attend(
+            output.data_ptr(), query.data_ptr(), query.stride(0), keys.data_ptr(), values.data_ptr(),
+            tables.data_ptr(), len(tables) // rows, positions.data_ptr(), rows, heads, kv_heads, head_dim, block_size,
+            scale, window,
+        )  # fmt: skip
+        return output
+
+    def store(self, cache: Tensor, x: Tensor, slots: Tensor) -> None:
+        """Copy x [tokens, kv_heads, head_dim] to the slots [tokens] of a cache [blocks, block_size, ...]."""
+        tokens, kv_heads, head_dim = x.shape
+        assert x.stride()[1:] == (head_dim, 1)
+        self._store(cache.data_ptr(), x.data_ptr(), x.stride(0), slots.data_ptr(), tokens, kv_heads * head_dim)
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `layers.norm.RMSNorm`: [..., size] -> the same."""
+        x = x.contiguous()
+        output, size = torch.empty_like(x), len(weight)
+        self._rms_norm(
+            output.data_ptr(), x.data_ptr(), size, weight.data_ptr(), x.numel() // size, size, eps
+        )  # fmt: skip
+        return output
+
+    def rotate(self, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+        """See `layers.rotary.rotate`: [tokens, heads, head_dim] -> the same."""
+        tokens, heads, head_dim = x.shape
+        assert x.stride()[1:] == (head_dim, 1)
+        output = torch.empty(x.shape, dtype=x.dtype)
+        self._rotate(
+            output.data_ptr(), x.data_ptr(), x.stride(0), cosines.data_ptr(), sines.data_ptr(), tokens, heads, head_dim
+        )
+        return output
+
+    def silu_gate(self, gate_up: Tensor) -> Tensor:
+        """[tokens, 2 * size], gate beside up -> silu(gate) * up: [tokens, size]."""
+        tokens, width = gate_up.shape
+        assert gate_up.is_contiguous()
+        output = gate_up.new_empty(tokens, width // 2)
+        self._silu_gate(output.data_ptr(), gate_up.data_ptr(), tokens, width // 2)
+        return output
