@@ -16,6 +16,21 @@ class FinishReason(enum.StrEnum):
     STOP_SEQUENCE = "stop_sequence"
 
 
+class GrammarKind(enum.StrEnum):
+    """The languages in which a grammar can be written."""
+
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    LARK = "lark"
+
+
+class Grammar(Struct, frozen=True, array_like=True):
+    """What a text has to be; it crosses as text and is compiled where it is used."""
+
+    kind: GrammarKind
+    source: str
+
+
 class SamplingParams(Struct, frozen=True, kw_only=True, array_like=True):
     """How one sequence's tokens are chosen; every default means "off".
 
@@ -31,6 +46,7 @@ class SamplingParams(Struct, frozen=True, kw_only=True, array_like=True):
         logit_bias: added to the logits of single ids, before everything else.
         top_n_tokens: how many of the best alternatives to report a token (ties can give more).
         prompt_logprobs: also report the log probability of every prompt token after the first.
+        grammar: what the generated text has to be.
     """
 
     do_sample: bool = False
@@ -47,6 +63,7 @@ class SamplingParams(Struct, frozen=True, kw_only=True, array_like=True):
     logit_bias: dict[int, float] = {}
     top_n_tokens: int = 0
     prompt_logprobs: bool = False
+    grammar: Grammar | None = None
 
 
 class StopParams(Struct, frozen=True, kw_only=True):

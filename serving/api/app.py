@@ -11,11 +11,11 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from serving.api import errors
+from serving.api.chat import Chat
 from serving.api.health import Health
 from serving.api.identity import Identity
 from serving.api.inference import Inference
 from serving.api.native import Native
-from serving.api.openai import OpenAI
 from serving.api.sagemaker import SageMaker
 from serving.bridge import Bridge
 from serving.errors import ClientGone, RequestError
@@ -39,8 +39,8 @@ def create_app(*, bridge: Bridge[Validator], settings: Settings, metrics: Metric
     app.url_map.merge_slashes = False
     inference = Inference(bridge, metrics)
     native = Native(bridge, inference, identity)
-    openai = OpenAI(bridge, inference, identity)
-    _add_routes(app, Health(bridge, settings, metrics, identity), native, openai, SageMaker(bridge, native, openai))
+    chat = Chat(bridge, inference, identity)
+    _add_routes(app, Health(bridge, settings, metrics, identity), native, chat, SageMaker(bridge, native, chat))
     _add_cors(app, settings.cors_allow_origin)
     if settings.api_key is not None:
         _add_key(app, settings.api_key)
@@ -48,7 +48,7 @@ def create_app(*, bridge: Bridge[Validator], settings: Settings, metrics: Metric
     return app
 
 
-def _add_routes(app: Flask, health: Health, native: Native, openai: OpenAI, sagemaker: SageMaker) -> None:
+def _add_routes(app: Flask, health: Health, native: Native, chat: Chat, sagemaker: SageMaker) -> None:
     for path in ("/", "/health", "/ping"):
         app.add_url_rule(path, PUBLIC_ENDPOINT, health.health, methods=["GET"])
     app.add_url_rule("/ping", "post_ping", health.health, methods=["POST"])
@@ -59,7 +59,7 @@ def _add_routes(app: Flask, health: Health, native: Native, openai: OpenAI, sage
     app.add_url_rule("/generate_stream", "generate_stream", native.generate_stream, methods=["POST"])
     app.add_url_rule("/tokenize", "tokenize", native.tokenize, methods=["POST"])
     app.add_url_rule("/invocations", "invocations", sagemaker.invocations, methods=["POST"])
-    app.add_url_rule("/v1/chat/completions", "chat", openai.chat, methods=["POST"])
+    app.add_url_rule("/v1/chat/completions", "chat", chat.completions, methods=["POST"])
 
 
 def _add_cors(app: Flask, origins: tuple[str, ...]) -> None:

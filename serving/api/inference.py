@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+import msgspec
+
 from serving.bridge import Bridge, Client, ResponseStream
 from serving.errors import (
     ClientGone,
@@ -19,12 +21,27 @@ from serving.errors import (
     Unavailable,
     ValidationError,
 )
-from serving.protocol import Finish, OutputToken, RequestOutput, TokenLogprob
+from serving.protocol import Finish, OutputToken, Request, RequestOutput, TokenLogprob
 from serving.telemetry.metrics import Metrics
-from serving.validation.chat_template import Message
+from serving.validation.chat_template import Conversation
 from serving.validation.validator import Parameters, Piece, Validated, Validator
 
 LONG_TEXT = 4096  # characters, from which on tokenising would hold up the hub
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caller:
+    """Who asks.
+
+    Attributes:
+        connection: to be watched, for when it ends so does the request; `None` where there is none to watch.
+        cache_salt: keeps the cached prefixes of one key's requests apart from another's.
+        request_id: the client's name for the request, or ours.
+    """
+
+    connection: Client | None
+    cache_salt: str
+    request_id: str
 
 
 @dataclass(kw_only=True, slots=True)
@@ -168,12 +185,11 @@ class Inference:
         self._bridge = bridge
         self._metrics = metrics
 
-    def generate(self, text: str, parameters: Parameters, *, stream: bool, client: Client | None) -> Generation:
+    def generate(self, text: str, parameters: Parameters, *, stream: bool, caller: Caller) -> Generation:
         """Begin to go on with `text`.
 
         Args:
             stream: whether the answer is given piece by piece.
-            client: its connection, to be watched.
 
         Raises:
             ValidationError: the request breaks a rule.
@@ -185,22 +201,20 @@ class Inference:
                 return self._bridge.offload(validator.validate, text, parameters)
             return validator.validate(text, parameters)
 
-        return self._begin(validate, parameters, stream=stream, client=client)
+        return self._begin(validate, parameters, stream=stream, caller=caller)
 
-    def chat(
-        self, messages: Sequence[Message], parameters: Parameters, *, stream: bool, client: Client | None
-    ) -> Generation:
-        """Begin to answer `messages`.
+    def chat(self, conversation: Conversation, parameters: Parameters, *, stream: bool, caller: Caller) -> Generation:
+        """Begin to answer a conversation.
 
         Raises:
             TemplateError: the model's template is missing or refuses them.
             ValidationError, Overloaded, NotReady, ShuttingDown: as `generate`.
         """
         return self._begin(
-            lambda validator: self._bridge.offload(validator.validate_chat, messages, parameters),
+            lambda validator: self._bridge.offload(validator.validate_chat, conversation, parameters),
             parameters,
             stream=stream,
-            client=client,
+            caller=caller,
         )
 
     def tokenize(self, text: str) -> list[Piece]:
@@ -214,7 +228,7 @@ class Inference:
         parameters: Parameters,
         *,
         stream: bool,
-        client: Client | None,
+        caller: Caller,
     ) -> Generation:
         arrived = time.monotonic()
         validator = self._bridge.loaded()
@@ -231,7 +245,9 @@ class Inference:
                 submitted = ExitStack()
                 with submitted:
                     streams = [
-                        submitted.enter_context(self._bridge.submit(request, client, permit))
+                        submitted.enter_context(
+                            self._bridge.submit(_salted(request, caller), caller.connection, permit)
+                        )
                         for request, permit in zip(validated.requests, permits, strict=True)
                     ]
                     submitted.pop_all()
@@ -239,6 +255,10 @@ class Inference:
             self._metrics.request_failed(_failure(error))
             raise
         return Generation(streams, validated, self._metrics, arrived=arrived)
+
+
+def _salted(request: Request, caller: Caller) -> Request:
+    return msgspec.structs.replace(request, cache_salt=caller.cache_salt) if caller.cache_salt else request
 
 
 def _failure(error: RequestError) -> str:

@@ -12,6 +12,7 @@ from msgspec import UNSET
 
 from serving.api import sse
 from serving.api.body import load_as, read_body
+from serving.api.caller import caller
 from serving.api.errors import native_body
 from serving.api.headers import stream_headers, timing_headers
 from serving.api.identity import Identity
@@ -76,7 +77,7 @@ class Native:
             asked.inputs,
             asked.parameters.checked_later(),
             stream=False,
-            client=request.environ.get("gunicorn.socket"),
+            caller=caller(),
         )
         answers, timings = generation.collect()
         best, *others = sorted(answers, key=lambda answer: answer.mean_logprob, reverse=True)
@@ -101,7 +102,7 @@ class Native:
                 asked.inputs,
                 asked.parameters.checked_later(),
                 stream=True,
-                client=request.environ.get("gunicorn.socket"),
+                caller=caller(),
             )
         except (NotReady, ShuttingDown):
             raise

@@ -9,11 +9,11 @@ import pydantic
 from flask import Response
 
 from serving.api.body import TYPE_PREFIX, parse, read_body
+from serving.api.chat import Chat
 from serving.api.errors import Refusal
 from serving.api.native import Native
-from serving.api.openai import OpenAI
+from serving.api.schemas.chat import ChatRequest
 from serving.api.schemas.native import CompatGenerateRequest
-from serving.api.schemas.openai import ChatRequest
 from serving.bridge import Bridge
 from serving.validation.validator import Validator
 
@@ -23,16 +23,16 @@ NO_SHAPE = "data did not match any variant of untagged enum SagemakerRequest"
 class SageMaker:
     """The handler of SageMaker's route."""
 
-    def __init__(self, bridge: Bridge[Validator], native: Native, openai: OpenAI) -> None:
+    def __init__(self, bridge: Bridge[Validator], native: Native, chat: Chat) -> None:
         self._bridge = bridge
         self._native = native
-        self._openai = openai
+        self._chat = chat
 
     def invocations(self) -> Response:
         """`POST /invocations`."""
         asked = read_body(self._bridge, _load)
         if isinstance(asked, ChatRequest):
-            return self._openai.answer_chat(asked)
+            return self._chat.answer(asked)
         return self._native.answer(asked)
 
 

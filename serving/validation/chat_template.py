@@ -7,6 +7,7 @@ import datetime
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,21 @@ MARK = "\ue000continue\ue000"  # put behind a message to find its end again; con
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 Message = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """What a chat's next answer follows from.
+
+    Attributes:
+        messages: the turns so far; a `content` is a text or a list of parts.
+        tools: the functions that the model may call, as templates know them; `None` where there are none.
+        template_kwargs: further variables for the template, such as `enable_thinking`.
+    """
+
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _Clock:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 from serving.errors import TemplateError, ValidationError
 from serving.plan import ModelFacts
-from serving.protocol import Request, SamplingParams, StopParams
+from serving.protocol import Grammar, Request, SamplingParams, StopParams
 from serving.tokenizer import Tokenizer
-from serving.validation.chat_template import ChatTemplate, Message
+from serving.validation.chat_template import ChatTemplate, Conversation, Message
 
 SMALLEST, LARGEST = 1e-5, 1e5  # of a divisor or factor of logits: beyond, float32 overflows and nothing else changes
 
@@ -44,7 +44,7 @@ class Parameters:
         n: answers to make and give (OpenAI's routes).
         relative_frequency_penalty: the native routes' `frequency_penalty`; see `SamplingParams`.
         logit_bias: by token id in decimal digits.
-        grammar: whether the answer was to follow one.
+        grammar: what the answer's text has to be.
     """
 
     best_of: int | None = None
@@ -70,7 +70,7 @@ class Parameters:
     decoder_input_details: bool = False
     seed: int | None = None
     top_n_tokens: int | None = None
-    grammar: bool = False
+    grammar: Grammar | None = None
     adapter_id: str | None = None
 
 
@@ -154,14 +154,14 @@ class Validator:
         """
         return self._validate(text, parameters, add_special_tokens=True)
 
-    def validate_chat(self, messages: Sequence[Message], parameters: Parameters) -> Validated:
-        """Check a request to answer `messages`; their content is a text or a list of parts.
+    def validate_chat(self, conversation: Conversation, parameters: Parameters) -> Validated:
+        """Check a request to answer a conversation.
 
         Raises:
             ValidationError: with the first broken rule.
             TemplateError: the model has no chat template, or it refuses the messages.
         """
-        flat = [_flattened(message) for message in messages]
+        flat = [_flattened(message) for message in conversation.messages]
         if self._chat_template is None:
             raise TemplateError("template not found")
         return self._validate(self._chat_template.render(flat), parameters, add_special_tokens=False)
@@ -184,7 +184,7 @@ class Validator:
         self._check_input(text, parameters)
         token_ids = self._token_ids(text, parameters.truncate, add_special_tokens)
         max_new_tokens = self._max_new_tokens(len(token_ids), parameters.max_new_tokens)
-        if parameters.grammar:
+        if parameters.grammar is not None:
             raise ValidationError("grammar is not supported")
         sampling = self._sampling(parameters, logit_bias)
         stop = StopParams(

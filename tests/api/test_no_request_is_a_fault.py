@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serving.api.schemas.native import GenerateParameters
-from serving.api.schemas.openai import ChatRequest
+from serving.api.schemas.chat import ChatRequest
 
 odd = st.one_of(
     st.none(),

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from serving.api.schemas.float32 import shortest
 from serving.api.schemas.strict import F32, I32, U32, U64, Array, StrictModel
-from serving.protocol import FinishReason, OutputToken, TokenLogprob
+from serving.protocol import FinishReason, Grammar, GrammarKind, OutputToken, TokenLogprob
 from serving.validation.validator import Parameters
 
 
@@ -63,7 +63,7 @@ class GenerateParameters(StrictModel):
             decoder_input_details=self.decoder_input_details,
             seed=self.seed,
             top_n_tokens=self.top_n_tokens,
-            grammar=self.grammar is not None,
+            grammar=None if self.grammar is None else Grammar(GrammarKind.JSON_SCHEMA, ""),
             adapter_id=self.adapter_id,
         )
 

@@ -7,7 +7,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 from serving.errors import ValidationError
 from serving.plan import ModelFacts
 from serving.tokenizer import Tokenizer
-from serving.validation.chat_template import ChatTemplate
+from serving.validation.chat_template import ChatTemplate, Conversation
 from serving.validation.validator import Limits, Parameters, Piece, Validator
 
 BOS = 256
@@ -67,7 +67,7 @@ def test_the_length_left_is_the_default(validator):
 
 def test_plain_prompts_get_special_tokens_and_chats_do_not(validator):
     plain = validator.validate("a", Parameters())
-    chat = validator.validate_chat([{"role": "user", "content": "a"}], Parameters())
+    chat = validator.validate_chat(Conversation(messages=[{"role": "user", "content": "a"}]), Parameters())
     assert plain.requests[0].prompt_token_ids == chat.requests[0].prompt_token_ids
     assert (plain.characters, chat.characters) == (1, 4)
 
