@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serving.api.schemas.native import GenerateParameters
 from serving.api.schemas.chat import ChatRequest
+from serving.api.schemas.native import GenerateParameters
 
 odd = st.one_of(
     st.none(),
