@@ -4,11 +4,13 @@ Knows no fact of its own: every page comes from a table in the code.
 """
 
 import argparse
+import json
 import sys
 import textwrap
 from pathlib import Path
 
 from serving import settings
+from serving.api.openapi import document
 
 DOCS = Path(__file__).parent.parent / "docs"
 WIDTH = 110
@@ -80,7 +82,12 @@ def meaning(entry: settings.Entry) -> str:
     return entry.meaning().replace("|", "\\|")
 
 
-PAGES = {"settings.md": settings_page}
+def openapi_page() -> str:
+    """The API's own description, as `/api-doc/openapi.json` serves it."""
+    return json.dumps(document(), indent=2, ensure_ascii=False) + "\n"
+
+
+PAGES = {"settings.md": settings_page, "openapi.json": openapi_page}
 
 
 def main() -> int:

@@ -4,6 +4,7 @@ Knows no HTTP and no tensor: requests go down, outputs come up, and nothing that
 """
 
 import enum
+import functools
 import itertools
 import logging
 import math
@@ -11,7 +12,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar
 
@@ -59,7 +60,7 @@ class _Held:
     """A permit in use: what the hub knows of a request until its answer has ended."""
 
     def __init__(self) -> None:
-        self.items: SimpleQueue[RequestOutput | WeirError | None] = SimpleQueue()  # None: nothing follows
+        self.items: SimpleQueue[RequestOutput | WeirError | None] = SimpleQueue()  # None: it was released
         self.watch: _Watch | None = None
         self.submitted = False
         self.in_engine = False  # submitted, and neither finished nor aborted
@@ -130,38 +131,50 @@ class Permit:
 
 
 class ResponseStream:
-    """The outputs of one request. Closing it, for any reason, is the cancellation; losing it closes it too."""
+    """The outputs of what one client asked. Closing it, for any reason, is the cancellation; losing it closes it too.
+
+    Args:
+        numbers: the bridge's, one for each request; `RequestOutput.request_id` is one of them.
+        items: where the outputs of all of them arrive.
+    """
 
     def __init__(
-        self, bridge: "Bridge[Any]", number: int, items: "SimpleQueue[RequestOutput | WeirError | None]"
+        self, bridge: "Bridge[Any]", numbers: Sequence[int], items: "SimpleQueue[RequestOutput | WeirError | None]"
     ) -> None:
+        self.numbers = numbers
         self._bridge = bridge
-        self._number = number
         self._items = items
 
     def __iter__(self) -> Iterator[RequestOutput | None]:
-        """Yield outputs as they come, the last one with `finish`; `None` when a keep-alive is due. To be used once.
+        """Yield outputs as they come, each request's last one with `finish`; `None` when a keep-alive is due.
+
+        To be used once.
 
         Raises:
-            GenerationError: the engine gave the request up, or the server has to stop before its end.
+            GenerationError: the engine gave a request up, or the server has to stop before its end.
             ClientGone: the client closed its side.
         """
+        running = len(self.numbers)
         try:
-            while True:
+            while running:
                 try:
                     item = self._items.get(timeout=self._bridge.keep_alive_s)
                 except Empty:
                     yield None
                     continue
-                if item is None:
-                    return
+                if item is None:  # a request was released, here at its end or elsewhere for good
+                    if not self._bridge.holds_any(self.numbers):
+                        return
+                    continue
                 if isinstance(item, WeirError):
                     raise item
                 if item.error is not None:
                     raise GenerationError(item.error)
-                yield item
                 if item.finish is not None:
-                    return
+                    running -= 1
+                    if running:  # the last one is released when its output is dealt with: see `drain`
+                        self._bridge.release(item.request_id)
+                yield item
         finally:
             self.close()
 
@@ -174,11 +187,13 @@ class ResponseStream:
         self.close()
 
     def close(self) -> None:
-        """Abort the request if it is unfinished and give its permit back. Safe to call twice."""
-        self._bridge.release(self._number)
+        """Abort the requests that are unfinished and give the permits back. Safe to call twice."""
+        for number in self.numbers:
+            self._bridge.release(number)
 
     def __del__(self) -> None:
-        self._bridge.release_from_anywhere(self._number)
+        for number in self.numbers:
+            self._bridge.release_from_anywhere(number)
 
 
 class Bridge(Generic[T]):
@@ -361,28 +376,42 @@ class Bridge(Generic[T]):
         return Permit(self, number)
 
     def submit(self, request: Request, client: Client | None = None, permit: Permit | None = None) -> ResponseStream:
-        """Hand a request to the engine.
-
-        Args:
-            client: its connection; when that ends, so does the request. Bytes of a next request end the watching.
-            permit: the one that was taken before; without it one is taken here.
+        """Hand a request to the engine; as `submit_all`, with a permit taken here if none was taken before.
 
         Raises:
             Overloaded: every permit is taken.
-            NotReady, ShuttingDown: as `loaded`; with a permit only if it was taken away meanwhile.
         """
-        permit = permit or self.permit()
-        number = permit.number
-        held = self._held.get(number)
-        if held is None:
+        return self.submit_all([request], client, [permit or self.permit()])
+
+    def submit_all(
+        self, requests: Sequence[Request], client: Client | None, permits: Sequence[Permit]
+    ) -> ResponseStream:
+        """Hand the requests that make one answer to the engine.
+
+        Args:
+            client: its connection; when that ends, so do the requests. Bytes of a next request end the watching.
+            permits: one for each request, taken before.
+
+        Raises:
+            NotReady, ShuttingDown: a permit was taken away meanwhile; nothing was handed over.
+        """
+        if not all(permit.number in self._held for permit in permits):
             raise ShuttingDown if self._state is State.DRAINING else NotReady
-        permit.handed_over = True
-        stream = ResponseStream(self, number, held.items)
-        held.submitted = held.in_engine = True
-        self._inbox.put(Submit(number, request))
-        if client is not None:
-            held.watch = _Watch(client, lambda: self._client_gone(number))
+        items: SimpleQueue[RequestOutput | WeirError | None] = SimpleQueue()
+        stream = ResponseStream(self, [permit.number for permit in permits], items)
+        for request, permit in zip(requests, permits, strict=True):
+            permit.handed_over = True
+            held = self._held[permit.number]
+            held.items = items
+            held.submitted = held.in_engine = True
+            self._inbox.put(Submit(permit.number, request))
+            if client is not None:
+                held.watch = _Watch(client, functools.partial(self._client_gone, permit.number))
         return stream
+
+    def holds_any(self, numbers: Sequence[int]) -> bool:
+        """Whether one of these permits is in use."""
+        return any(number in self._held for number in numbers)
 
     def offload(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call `function` in a thread while the hub goes on; its result or its exception comes back here."""

@@ -44,6 +44,42 @@ class ValidationError(RequestError):
     prefix = "Input validation error: "
 
 
+class SuffixNotSupported(RequestError):
+    """The answer shall have something behind it."""
+
+    error_type = "suffix not supported"
+
+    def __init__(self) -> None:
+        super().__init__("Suffix is not supported and can be achieved by preprocessing the prompt.")
+
+
+class TooManyPrompts(RequestError):
+    """One request has more prompts than the operator allows."""
+
+    error_type = "batch size exceeded"
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"Number of prompts exceeds the maximum allowed batch size of {most}")
+
+
+class NoInstances(RequestError):
+    """A batch of Vertex's is empty."""
+
+    error_type = "Input validation error"
+
+    def __init__(self) -> None:
+        super().__init__("Input validation error")
+
+
+class ModelNotFound(RequestError):
+    """No model of that name is served."""
+
+    error_type = "model_not_found"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"The model `{name[:200]}` does not exist")
+
+
 class TemplateError(RequestError):
     """The chat template is missing or refuses these messages."""
 

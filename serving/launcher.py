@@ -22,6 +22,7 @@ from serving import __version__
 from serving.errors import ConfigurationError
 from serving.settings import Settings, foreign
 from serving.telemetry import logs
+from serving.telemetry.tracing import is_http
 
 DEMO_MODEL = Path(__file__).parent / "demo_model"
 SAGEMAKER_MODEL = Path("/opt/ml/model")
@@ -59,6 +60,8 @@ def launch(argv: Sequence[str], environ: Mapping[str, str]) -> int:
     try:
         choice = choose_model(settings.model_id, SAGEMAKER_MODEL)
         check_address(settings.hostname, settings.port)
+        if settings.otlp_endpoint is not None:
+            is_http(settings.otlp_endpoint)  # raises where this is no address
     except ConfigurationError as error:
         log.error("%s", error)
         return CANNOT_START

@@ -66,14 +66,18 @@ class RowResult(Struct, frozen=True, kw_only=True, array_like=True):
     """What became of one row.
 
     Attributes:
-        choice: set exactly when the row had `sample`.
+        choice: set exactly when the row had `sample`, unless it is `waiting` or has an error.
         prompt_logprobs: for the prompt positions `position + 1` to `position + len(token_ids)`, as far as they
             are prompt; empty unless asked for.
+        waiting: the device is not ready to choose; the row's last token is to be computed once more.
+        error: why no token can be chosen for this sequence, ever; the other rows are as good as without it.
     """
 
     sequence_id: int
     choice: Choice | None = None
     prompt_logprobs: list[float] = []
+    waiting: bool = False
+    error: str | None = None
 
 
 class StepResult(Struct, frozen=True, kw_only=True, array_like=True):

@@ -35,7 +35,7 @@ class SamplingParams(Struct, frozen=True, kw_only=True, array_like=True):
     """How one sequence's tokens are chosen; every default means "off".
 
     The order of the processors is TGI's: logit bias, repetition penalty, frequency and presence penalties,
-    temperature, top_k, top_p, min_p, typical_p. Without `do_sample` the choice is the argmax.
+    grammar, temperature, top_k, top_p, min_p, typical_p. Without `do_sample` the choice is the argmax.
 
     Attributes:
         do_sample: draw instead of taking the argmax.
@@ -73,8 +73,9 @@ class StopParams(Struct, frozen=True, kw_only=True):
         max_new_tokens: exact upper bound of generated tokens.
         stop_strings: end where one of these texts is complete, wherever in a token that is.
         stop_token_ids: end at one of these ids as if it were an end-of-sequence token.
-        ignore_eos: go on over the model's end-of-sequence tokens.
+        ignore_eos: go on over the model's end-of-sequence tokens; not under a grammar, where nothing can follow.
         keep_stop_text: whether a matched stop string stays in the text (native routes) or is removed (OpenAI's).
+        shown_token_ids: special tokens that belong to the text nevertheless.
     """
 
     max_new_tokens: int
@@ -82,6 +83,7 @@ class StopParams(Struct, frozen=True, kw_only=True):
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     keep_stop_text: bool = True
+    shown_token_ids: tuple[int, ...] = ()
 
 
 class Request(Struct, frozen=True, kw_only=True):
@@ -138,6 +140,20 @@ class Finish(Struct, frozen=True, kw_only=True):
     inference_s: float
 
 
+class FirstToken(Struct, frozen=True, kw_only=True):
+    """How a request came to its first token, in seconds of `time.monotonic()`.
+
+    Attributes:
+        arrived: it was handed to the engine.
+        begun: the first step that took it in began; before that it was queued.
+        reached: the device had chosen the token.
+    """
+
+    arrived: float
+    begun: float
+    reached: float
+
+
 class RequestOutput(Struct, frozen=True, kw_only=True):
     """What one step made of one request.
 
@@ -147,6 +163,7 @@ class RequestOutput(Struct, frozen=True, kw_only=True):
         text: what can now be shown: it lags behind `tokens` while it may still become a stop string that is
             to be removed, and leaves special tokens out.
         prompt: the prompt's tokens with log probabilities; only with the first output, only when asked for.
+        first: set on the first output.
         finish: set on the last output.
         error: set instead when the engine had to give the request up; no output follows.
     """
@@ -155,6 +172,7 @@ class RequestOutput(Struct, frozen=True, kw_only=True):
     tokens: list[OutputToken] = []
     text: str = ""
     prompt: list[TokenLogprob] = []
+    first: FirstToken | None = None
     finish: Finish | None = None
     error: str | None = None
 
@@ -166,9 +184,18 @@ class StepStats(Struct, frozen=True, kw_only=True):
         rows: sequences in the step.
         prompt_tokens: tokens computed for prompts (more than one pending), the rest of the rows decoded one.
         started: sequences that left the queue in this step.
+        joined: sequences that were let in while others were running; those put back before count again.
+        most_tokens: what the prompts and answers of all running sequences can come to.
         forward_s: seconds from submitting the plan to having its result.
+        join_s: seconds that letting in took; 0 where nobody joined.
+        decode_s: seconds in which chosen tokens became text and answers.
+        filter_s: seconds in which finished sequences were taken out of the batch.
         step_s: seconds of the whole step.
-        cached_tokens: prompt tokens that the prefix cache spared the started sequences.
+        queried_tokens: prompt tokens of the started sequences for which the prefix cache was asked.
+        cached_tokens: those of them that it spared.
+        skipped: for each sequence that got tokens, how many came beyond the one that a step gives without guessing.
+        gaps: (seconds since the sequence's token before, how many sequences waited so long for theirs).
+        failed: the device died with the step; its rows are computed again later.
     """
 
     rows: int
@@ -182,3 +209,12 @@ class StepStats(Struct, frozen=True, kw_only=True):
     cached_tokens: int
     forward_s: float
     step_s: float
+    joined: int = 0
+    most_tokens: int = 0
+    join_s: float = 0.0
+    decode_s: float = 0.0
+    filter_s: float = 0.0
+    queried_tokens: int = 0
+    skipped: tuple[int, ...] = ()
+    gaps: tuple[tuple[float, int], ...] = ()
+    failed: bool = False

@@ -164,6 +164,7 @@ class Settings:
     sharded: bool | None = setting(None, "Use several devices.", effect=False, as_is=False)
     num_shard: int | None = setting(None, "Devices to use.", least=1, sagemaker="SM_NUM_GPUS", effect=False, as_is=1)
     tokenizer_config_path: str | None = setting(None, "A tokenizer_config.json for the chat template.")
+    chat_template: str | None = setting(None, "Chat template: its text, a file that holds it, or @ and the file.")
     rope_scaling: str | None = setting(None, "RoPE scaling.", choices=("linear", "dynamic"), effect=False)
     rope_factor: float | None = setting(None, "Factor of the RoPE scaling.", effect=False)
     lora_adapters: tuple[str, ...] = setting((), "Adapters to load, with commas.", effect=False)
@@ -207,16 +208,18 @@ class Settings:
     # The server
     hostname: str = setting("0.0.0.0", "Address to listen at.", variable="WEIR_HOSTNAME")
     port: int = setting(3000, "Port to listen at; 0: any free one.", least=0, most=65535, short="-p")
-    api_key: str | None = setting(None, "Ask for this key as a bearer token.")
+    api_key: str | None = setting(None, "Ask for this key as a bearer token; a file may hold several, one a line.")
     cors_allow_origin: tuple[str, ...] = setting((), "Origins that browsers may call from; default any.")
     graceful_termination_timeout: int = setting(90, "Seconds for open requests at the end.", least=0, short="-g")
     json_output: bool = setting(False, "Write logs as JSON lines.")
     log_level: str = setting("info", "Least level of logs: trace, debug, info, warn, error or off.")
     compute_type: str | None = setting(None, "Value of the x-compute-type header.")
+    git_sha: str | None = setting(None, "Commit of this server, for /info; images set it.")
+    docker_label: str | None = setting(None, "Label of the image, for /info; images set it.")
     env: bool = setting(False, "Print the runtime environment at start.", variable="", short="-e")
     prometheus_port: int = setting(9000, "Metrics are on the main port.", least=0, most=65535, effect=False)
-    otlp_endpoint: str | None = setting(None, "Where traces go.", effect=False)
-    otlp_service_name: str = setting("text-generation-inference.router", "Name in traces.", effect=False)
+    otlp_endpoint: str | None = setting(None, "Collector of traces, such as http://localhost:4317.")
+    otlp_service_name: str = setting("text-generation-inference.router", "Name in traces.")
     usage_stats: str = setting(
         "on", "Nothing is ever sent.", choices=("on", "off", "no-stack"), effect=False, as_is="off"
     )
@@ -249,7 +252,15 @@ class Settings:
             (settings.max_input_tokens or 0) < (settings.max_total_tokens or 0)
         ):
             raise ConfigurationError("`max_input_tokens` must be < `max_total_tokens`")
+        if settings.api_key is not None and not settings.api_keys:
+            raise ConfigurationError("`api_key` holds no key; everybody could call.")
         return settings
+
+    @property
+    def api_keys(self) -> tuple[str, ...]:
+        """The keys, any of which lets in; empty where none is asked for."""
+        lines = (line.strip() for line in (self.api_key or "").splitlines())
+        return tuple(line for line in lines if line)
 
     def environment(self) -> dict[str, str]:
         """The variables from which `resolve` makes these settings again; what is at its default is left out."""

@@ -28,6 +28,7 @@ class Tokenizer:
         eos_token: its literal text, where there is one.
         eos_token_id: the id of `eos_token`.
         special_ids: ids that `decode(..., skip_special_tokens=True)` leaves out.
+        added_ids: ids that were added to the vocabulary by hand, special or not.
         model_max_length: what tokenizer_config.json says, None where it says "no limit".
         config: tokenizer_config.json as it is, {} where there is none.
     """
@@ -40,6 +41,7 @@ class Tokenizer:
         self._token_texts: dict[int, str] = {}
         added = backend.get_added_tokens_decoder()
         self.special_ids: frozenset[int] = frozenset(token_id for token_id, token in added.items() if token.special)
+        self.added_ids: frozenset[int] = frozenset(added)
         self.vocab_size: int = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
         self.bos_token: str | None = _content(config.get("bos_token"))
         self.eos_token: str | None = _content(config.get("eos_token"))
@@ -101,6 +103,11 @@ class Tokenizer:
         """The id of a token given literally."""
         token_id: int | None = self._backend.token_to_id(token)
         return token_id
+
+    def to_json(self) -> str:
+        """The text of a tokenizer.json, with what the configuration made special."""
+        text: str = self._backend.to_str()
+        return text
 
     def is_special(self, token_id: int) -> bool:
         """Whether the token is left out of a generated text."""

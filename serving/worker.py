@@ -1,6 +1,6 @@
 """The gunicorn worker: gevent serving without monkey-patching, and an orderly end.
 
-Knows no route and no model; of the application only its settings and its bridge.
+Knows no route and no model; of the application only its settings, its bridge and its journal.
 """
 
 import functools
@@ -21,6 +21,7 @@ from serving.bridge import Bridge, State
 from serving.errors import WeirError
 from serving.settings import Settings, process_environment
 from serving.telemetry import logs
+from serving.telemetry.journal import Journal
 
 POLL_S = 0.1
 BEAT_S = 1.0
@@ -30,10 +31,11 @@ log = logging.getLogger(__name__)
 
 
 class Application(Protocol):
-    """What gunicorn loads for this worker: a WSGI callable with two attributes."""
+    """What gunicorn loads for this worker: a WSGI callable with three attributes."""
 
     settings: Settings
     bridge: Bridge[Any]
+    journal: Journal
 
 
 class Logger(glogging.Logger):  # type: ignore[misc]  # gunicorn is untyped
@@ -88,6 +90,7 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn is untyped
         bridge.close()
         for server in servers:
             server.stop(timeout=LAST_WORDS_S)
+        self.wsgi.journal.close()
         pulse.kill()
         if failure is not None:
             raise SystemExit(Arbiter.WORKER_BOOT_ERROR)

@@ -16,15 +16,19 @@ from serving.api.identity import Identity
 from serving.bridge import Bridge
 from serving.engine.engine import Engine
 from serving.errors import ConfigurationError
+from serving.grammar.grammars import Grammars
 from serving.launcher import DEMO_MODEL
 from serving.plan import ModelFacts, Runner
 from serving.runner.frames import RunnerOptions
 from serving.runner.remote import RunnerProcess
 from serving.settings import Settings, process_environment
+from serving.telemetry.journal import Journal, Tracer
 from serving.telemetry.metrics import Metrics
+from serving.telemetry.tracing import OTLPTracer
 from serving.tokenizer import Tokenizer
 from serving.validation.chat_template import ChatTemplate
-from serving.validation.validator import Limits, Validator
+from serving.validation.parameters import Limits
+from serving.validation.validator import Validator
 from serving.weights.model_config import ModelConfig
 
 DEMO_MODEL_ID = "weir-demo"
@@ -37,6 +41,7 @@ class Application:
     app: Flask
     bridge: Bridge[Validator]
     settings: Settings
+    journal: Journal
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer one request."""
@@ -67,10 +72,19 @@ def build(settings: Settings) -> Application:
     identity = Identity(
         model_id=DEMO_MODEL_ID if directory == DEMO_MODEL else settings.model_id,
         version=__version__,
+        sha=settings.git_sha,
+        docker_label=settings.docker_label,
         compute_type=settings.compute_type,
     )
-    app = create_app(bridge=bridge, settings=settings, metrics=metrics, identity=identity)
-    return Application(app, bridge, settings)
+    journal = Journal(tracer_maker(settings))
+    app = create_app(bridge=bridge, settings=settings, metrics=metrics, identity=identity, journal=journal)
+    return Application(app, bridge, settings, journal)
+
+
+def tracer_maker(settings: Settings) -> Callable[[], Tracer] | None:
+    """What makes the tracer, where traces are wanted."""
+    endpoint = settings.otlp_endpoint
+    return None if endpoint is None else lambda: OTLPTracer(endpoint, settings.otlp_service_name)
 
 
 def load(directory: Path, settings: Settings, metrics: Metrics) -> tuple[Engine, Callable[[], Runner], Validator]:
@@ -83,8 +97,14 @@ def load(directory: Path, settings: Settings, metrics: Metrics) -> tuple[Engine,
     config = ModelConfig.load(directory)
     tokenizer = Tokenizer.load(directory)
     config_path = Path(settings.tokenizer_config_path) if settings.tokenizer_config_path else None
-    chat_template = ChatTemplate.load(directory, tokenizer, config_path)
-    options = runner_options(directory, settings)
+    chat_template = ChatTemplate.load(directory, tokenizer, config_path, settings.chat_template)
+    own_eos = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
+    eos_token_ids = config.eos_token_ids | own_eos
+    options = runner_options(directory, settings, eos_token_ids)
+    grammars = None
+    if not settings.disable_grammar_support:
+        grammars = Grammars(tokenizer.to_json(), vocab_size=config.vocab_size, eos_token_ids=eos_token_ids)
+        grammars.warm()
 
     def start_runner() -> Runner:
         return RunnerProcess.start(options)
@@ -93,11 +113,10 @@ def load(directory: Path, settings: Settings, metrics: Metrics) -> tuple[Engine,
     try:
         facts = runner.facts
         limits = derive_limits(settings, facts, tokenizer.model_max_length)
-        own_eos = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
         engine = Engine(
             runner,
             tokenizer,
-            eos_token_ids=config.eos_token_ids | own_eos,
+            eos_token_ids=eos_token_ids,
             max_step_tokens=facts.max_step_tokens,
             max_rows=facts.max_rows,
             prefix_caching=settings.prefix_caching,
@@ -116,11 +135,12 @@ def load(directory: Path, settings: Settings, metrics: Metrics) -> tuple[Engine,
         limits=limits,
         facts=facts,
         prefill_logprobs=settings.enable_prefill_logprobs,
+        grammars=grammars,
     )
     return engine, start_runner, validator
 
 
-def runner_options(directory: Path, settings: Settings) -> RunnerOptions:
+def runner_options(directory: Path, settings: Settings, eos_token_ids: Iterable[int] = ()) -> RunnerOptions:
     """What the device process is told of the settings."""
     return RunnerOptions(
         model_dir=str(directory),
@@ -132,6 +152,8 @@ def runner_options(directory: Path, settings: Settings) -> RunnerOptions:
         max_total_tokens=settings.max_total_tokens,
         kv_cache_bytes=settings.kv_cache_memory,
         device_memory_fraction=settings.cuda_memory_fraction,
+        grammars=not settings.disable_grammar_support,
+        eos_token_ids=sorted(eos_token_ids),
         log_json=settings.json_output,
         log_level=settings.log_level,
     )
@@ -167,4 +189,5 @@ def derive_limits(settings: Settings, facts: ModelFacts, model_max_length: int |
         max_top_n_tokens=settings.max_top_n_tokens,
         max_input_tokens=max_input_tokens,
         max_total_tokens=max_total_tokens,
+        max_client_batch_size=settings.max_client_batch_size,
     )

@@ -57,12 +57,17 @@ class Stream:
 async def generate_stream(address: Address, body: dict[str, Any], api_key: str | None = None) -> Stream:
     """`POST /generate_stream`; fails into `Stream.error`, never with an exception of the connection's."""
     stream = Stream(time.perf_counter())
+    request = _request("POST", "/generate_stream", address, json.dumps(body).encode(), api_key)
+    ended = asyncio.get_running_loop().create_future()
     try:
-        async with _opened(address) as (reader, writer):
-            writer.write(_request("POST", "/generate_stream", address, json.dumps(body).encode(), api_key))
-            await _read_events(reader, stream)
-    except (OSError, EOFError, ValueError) as error:
+        await asyncio.get_running_loop().create_connection(
+            lambda: _Events(stream, request, ended), address.host, address.port
+        )
+        await ended
+    except OSError as error:
         stream.error = f"{type(error).__name__}: {error}"
+    if stream.error is None and not stream.arrivals:
+        stream.error = "the stream ended without a token"
     return stream
 
 
@@ -102,30 +107,36 @@ async def _head(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     return int(head.split(b" ", 2)[1]), head
 
 
-async def _read_events(reader: asyncio.StreamReader, stream: Stream) -> None:
-    status, head = await _head(reader)
-    pieces = _chunks(reader) if b"transfer-encoding: chunked" in head else _reads(reader)
-    pending = b""
-    async for piece in pieces:
+class _Events(asyncio.Protocol):
+    """Counts the events of a stream as they arrive; whether the body is chunked makes no difference to that.
+
+    A line break inside an event's JSON is escaped, so `data:` after one begins an event wherever it stands.
+    """
+
+    def __init__(self, stream: Stream, request: bytes, ended: "asyncio.Future[None]") -> None:
+        self._stream, self._request, self._ended = stream, request, ended
+        self._tail = b""
+        self._status = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Send the request."""
+        assert isinstance(transport, asyncio.WriteTransport)
+        transport.write(self._request)
+
+    def data_received(self, data: bytes) -> None:
+        """Note the time of every event that begins in `data`."""
         now = time.perf_counter()
-        *events, pending = (pending + piece).split(b"\n\n")
-        for event in events:
-            if event.startswith((b'data: {"error"', b'data:{"error"')):
-                stream.error = event.decode(errors="replace")
-            elif event.startswith(b"data:"):
-                stream.arrivals.append(now)
-    if status != 200:
-        stream.error = f"status {status}: {pending.decode(errors='replace')[:200]}"
-    elif stream.error is None and not stream.arrivals:
-        stream.error = "the stream ended without a token"
+        seen = self._tail + data
+        self._status = self._status or seen[: seen.find(b"\r\n")]
+        if b'\ndata: {"error"' in seen or b" 200 " not in self._status:
+            self._stream.error = seen.decode(errors="replace")[-500:]
+            self._tail = seen[-500:]
+            return
+        self._stream.arrivals += [now] * seen.count(b"\ndata:")
+        self._tail = seen[seen.rfind(b"\n") :] if len(seen) - seen.rfind(b"\n") < len(b"\ndata:") else b""
 
-
-async def _chunks(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    """The chunks of a body (RFC 9112, section 7.1); trailers are not read."""
-    while size := int((await reader.readline()).split(b";")[0], 16):
-        yield (await reader.readexactly(size + 2))[:-2]
-
-
-async def _reads(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
-    while piece := await reader.read(1 << 16):
-        yield piece
+    def connection_lost(self, error: Exception | None) -> None:
+        """The answer is whole, or will never be."""
+        if error is not None:
+            self._stream.error = f"{type(error).__name__}: {error}"
+        self._ended.set_result(None)

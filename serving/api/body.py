@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 import pydantic
 from flask import request
+from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import BadRequest, RequestEntityTooLarge
 
 from serving.api.errors import Refusal
@@ -47,6 +48,8 @@ def read_body(bridge: Bridge[Any], load: Callable[[bytes], T]) -> T:
         ) from error
     except BadRequest as error:
         raise Refusal(HTTPStatus.BAD_REQUEST, "Failed to buffer the request body: it ended too soon") from error
+    except ParseException as error:
+        raise Refusal(HTTPStatus.BAD_REQUEST, "Failed to buffer the request body: its chunks are malformed") from error
     return bridge.offload(load, body) if len(body) > LONG_BODY else load(body)
 
 

@@ -16,7 +16,10 @@ MAX_ID_LENGTH = 128
 def caller() -> Caller:
     """Of the current request."""
     return Caller(
-        connection=request.environ.get("gunicorn.socket"), cache_salt=g.get("cache_salt", ""), request_id=request_id()
+        connection=request.environ.get("gunicorn.socket"),
+        cache_salt=g.get("cache_salt", ""),
+        request_id=request_id(),
+        record=g.get("record"),
     )
 
 

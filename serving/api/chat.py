@@ -3,35 +3,43 @@
 Knows nothing of TGI's own dialect.
 """
 
+import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 from flask import Response
+from msgspec import UNSET
 
 from serving.api import errors, sse
 from serving.api.body import load_as, read_body
 from serving.api.caller import caller
+from serving.api.generation import Answer, Generation
 from serving.api.headers import stream_headers, timing_headers
 from serving.api.identity import Identity
-from serving.api.inference import Generation, Inference
+from serving.api.inference import Inference
 from serving.api.openai import FINISH_REASONS, logprobs_of, new_id, usage_of
 from serving.api.schemas.chat import (
     AnswerMessage,
+    CalledFunction,
     ChatCompletion,
     ChatCompletionChunk,
     ChatRequest,
     Choice,
     ChunkChoice,
+    ToolCall,
 )
 from serving.api.schemas.openai import Usage, model_or
 from serving.bridge import Bridge
-from serving.errors import RequestError, ToolError
-from serving.protocol import RequestOutput
-from serving.validation.chat_template import Conversation
+from serving.protocol import Finish, FinishReason, RequestOutput
+from serving.validation.parameters import Parameters
+from serving.validation.tool_calls import CallPiece, ToolCallParser
+from serving.validation.tools import Demand, ToolUse
 from serving.validation.validator import Validator
 
 MakeChunk = Callable[[list[ChunkChoice], Usage | None], bytes]
+MakeReader = Callable[[], "Reader"]
 
 
 class Chat:
@@ -48,23 +56,27 @@ class Chat:
 
     def answer(self, asked: ChatRequest) -> Response:
         """What a chat is answered."""
-        try:
-            if asked.tools:
-                raise ToolError("tools are not supported yet")
-            compute_type = self._identity.compute_type_on(self._bridge.loaded().facts)
-            generation = self._inference.chat(
-                Conversation(messages=[message.for_template() for message in asked.messages]),
-                asked.checked_later(),
-                stream=asked.stream,
-                caller=caller(),
-            )
-            if asked.stream:
-                return self._streamed(asked, generation, compute_type)
-            return self._whole(asked, generation, compute_type)
-        except RequestError as error:
-            return errors.answer(error, errors.openai_body)
+        validator = self._bridge.loaded()
+        compute_type = self._identity.compute_type_on(validator.facts)
+        generation, use = self.begin(asked, stream=asked.stream), asked.tool_use()
 
-    def _whole(self, asked: ChatRequest, generation: Generation, compute_type: str) -> Response:
+        def reader() -> Reader:
+            return Reader(None if use is None else validator.tool_syntax.parser(use))
+
+        if asked.stream:
+            return self._streamed(asked, generation, reader, compute_type)
+        return self._whole(asked, generation, reader, compute_type)
+
+    def begin(self, asked: ChatRequest, *, stream: bool) -> Generation:
+        """Begin to answer a chat, with the tools that the model may or must call."""
+        validator = self._bridge.loaded()
+        use, parameters = asked.tool_use(), asked.checked_later()
+        if use is not None:
+            parameters = self._bridge.offload(_with_tools, parameters, use, validator)
+        conversation = asked.conversation(validator.tool_syntax)
+        return self._inference.chat(conversation, parameters, stream=stream, caller=caller())
+
+    def _whole(self, asked: ChatRequest, generation: Generation, reader: MakeReader, compute_type: str) -> Response:
         answers, timings = generation.collect()
         completion = ChatCompletion(
             id=new_id("chatcmpl"),
@@ -72,13 +84,7 @@ class Chat:
             model=model_or(asked.model, self._identity.model_id),
             system_fingerprint=self._identity.system_fingerprint,
             choices=[
-                Choice(
-                    index=index,
-                    message=AnswerMessage(role="assistant", content=answer.finish.text),
-                    logprobs=logprobs_of(answer.tokens) if asked.logprobs else None,
-                    finish_reason=FINISH_REASONS[answer.finish.reason],
-                )
-                for index, answer in enumerate(answers)
+                _choice(index, answer, reader(), logprobs=bool(asked.logprobs)) for index, answer in enumerate(answers)
             ],
             usage=usage_of(generation.validated.input_length, timings.generated_tokens),
         )
@@ -88,7 +94,7 @@ class Chat:
             content_type="application/json",
         )
 
-    def _streamed(self, asked: ChatRequest, generation: Generation, compute_type: str) -> Response:
+    def _streamed(self, asked: ChatRequest, generation: Generation, reader: MakeReader, compute_type: str) -> Response:
         name, created = new_id("chatcmpl"), int(time.time())
         model = model_or(asked.model, self._identity.model_id)
 
@@ -107,6 +113,7 @@ class Chat:
         frames = _frames(
             sse.begun(generation.outputs()),
             generation,
+            reader,
             chunk,
             logprobs=bool(asked.logprobs),
             usage=asked.stream_options is not None and asked.stream_options.include_usage,
@@ -115,26 +122,102 @@ class Chat:
         return sse.response(sse.guarded(frames, errors.openai_body, farewell=sse.DONE), headers, generation.close)
 
 
+class Reader:
+    """Makes an assistant's message of one answer's text.
+
+    Args:
+        parser: finds the calls of tools; `None` where the model may call none.
+    """
+
+    def __init__(self, parser: ToolCallParser | None) -> None:
+        self._parser = parser
+
+    def whole(self, finish: Finish) -> AnswerMessage:
+        """The message; one that only calls has no content."""
+        if self._parser is None:
+            return AnswerMessage("assistant", finish.text)
+        content, calls = self._read(finish.text, last=True)
+        if not calls:
+            return AnswerMessage("assistant", content)
+        return AnswerMessage("assistant", content or UNSET, [_tool_call(call) for call in calls])
+
+    def delta(self, output: RequestOutput) -> AnswerMessage | None:
+        """What is new of the message; `None` as long as that is undecided."""
+        if self._parser is None:
+            return AnswerMessage("assistant", output.text)
+        content, calls = self._read(output.text, last=output.finish is not None)
+        if not content and not calls and output.finish is None:
+            return None
+        return AnswerMessage("assistant", content or UNSET, [_tool_call_chunk(call) for call in calls] or UNSET)
+
+    def finish_reason(self, finish: Finish) -> str:
+        """OpenAI's word for the answer's end, once all of it is read."""
+        parser = self._parser
+        if parser is None or not parser.calls or parser.cut_off or finish.reason is FinishReason.LENGTH:
+            return FINISH_REASONS[finish.reason]
+        return "tool_calls"
+
+    def _read(self, text: str, *, last: bool) -> tuple[str, Sequence[CallPiece]]:
+        if self._parser is None:
+            return text, ()
+        said = self._parser.feed(text)
+        return said.content + (self._parser.finish() if last else ""), said.calls
+
+
+def _with_tools(parameters: Parameters, use: ToolUse, validator: Validator) -> Parameters:
+    """The same for a model that has tools; without grammars it may still call them, but nothing can make it."""
+    syntax = validator.tool_syntax
+    held = validator.follows_grammars or use.demand is Demand.MUST
+    return dataclasses.replace(
+        parameters, grammar=syntax.grammar(use) if held else None, shown_token_ids=syntax.markers
+    )
+
+
+def _choice(index: int, answer: Answer, reader: Reader, *, logprobs: bool) -> Choice:
+    return Choice(
+        index=index,
+        message=reader.whole(answer.finish),
+        logprobs=logprobs_of(answer.tokens) if logprobs else None,
+        finish_reason=reader.finish_reason(answer.finish),
+    )
+
+
+def _tool_call(call: CallPiece) -> ToolCall:
+    return ToolCall(id=call.id or UNSET, type="function", function=CalledFunction(call.name or UNSET, call.arguments))
+
+
+def _tool_call_chunk(call: CallPiece) -> ToolCall:
+    function = CalledFunction(call.name or UNSET, call.arguments)
+    if call.id is None:
+        return ToolCall(index=call.index, function=function)
+    return ToolCall(index=call.index, id=call.id, type="function", function=function)
+
+
 def _frames(
     outputs: Iterator[tuple[int, RequestOutput] | None],
     generation: Generation,
+    reader: MakeReader,
     chunk: MakeChunk,
     *,
     logprobs: bool,
     usage: bool,
 ) -> Iterator[bytes]:
     generated_tokens = 0
+    readers: defaultdict[int, Reader] = defaultdict(reader)
     for item in outputs:
         if item is None:
             yield sse.KEEP_ALIVE
             continue
         index, output = item
         generated_tokens += len(output.tokens)
+        delta = readers[index].delta(output)
+        if delta is None and not logprobs:
+            continue
         choice = ChunkChoice(
             index=index,
-            delta=AnswerMessage(role="assistant", content=output.text),
+            delta=delta or AnswerMessage("assistant", UNSET),
             logprobs=logprobs_of(output.tokens) if logprobs else None,
-            finish_reason=None if output.finish is None else FINISH_REASONS[output.finish.reason],
+            finish_reason=None if output.finish is None else readers[index].finish_reason(output.finish),
         )
         yield chunk([choice], None)
     if usage:

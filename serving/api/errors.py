@@ -3,23 +3,28 @@
 Knows no route.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from types import MappingProxyType
 
 import msgspec
-from flask import Response
+from flask import Response, g, request
 
 from serving.api.schemas import native, openai
 from serving.errors import RequestError, Unavailable
 
+OPENAI_PATHS = "/v1/"
 PLAIN_TEXT = "text/plain; charset=utf-8"
 CLIENT_CLOSED_REQUEST = 499  # nginx's number for it; nobody reads the answer
 
 STATUSES = MappingProxyType(
     {
         "unauthorized": HTTPStatus.UNAUTHORIZED,
+        "model_not_found": HTTPStatus.NOT_FOUND,
         "validation": HTTPStatus.UNPROCESSABLE_ENTITY,
+        "Input validation error": HTTPStatus.UNPROCESSABLE_ENTITY,
+        "suffix not supported": HTTPStatus.UNPROCESSABLE_ENTITY,
+        "batch size exceeded": HTTPStatus.UNPROCESSABLE_ENTITY,
         "template_error": HTTPStatus.UNPROCESSABLE_ENTITY,
         "tool_error": HTTPStatus.UNPROCESSABLE_ENTITY,
         "generation": HTTPStatus.FAILED_DEPENDENCY,
@@ -37,9 +42,15 @@ STATUSES = MappingProxyType(
 OPENAI_TYPES = MappingProxyType(
     {
         HTTPStatus.UNAUTHORIZED: "authentication_error",
+        HTTPStatus.NOT_FOUND: "invalid_request_error",
         HTTPStatus.UNPROCESSABLE_ENTITY: "invalid_request_error",
         HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
     }
+)
+
+# OpenAI's `param` and `code`, where it has them.
+OPENAI_CODES: Mapping[str, tuple[str | None, str]] = MappingProxyType(
+    {"unauthorized": (None, "invalid_api_key"), "model_not_found": ("model", "model_not_found")}
 )
 
 Body = native.ErrorBody | openai.ErrorBody
@@ -86,8 +97,19 @@ def native_body(error: RequestError) -> Body:
 def openai_body(error: RequestError) -> Body:
     """The error in OpenAI's words, with TGI's type beside them."""
     kind = OPENAI_TYPES.get(status_of(error), "server_error")
-    detail = openai.ErrorDetail(message=str(error), type=kind, param=None, code=None)
+    param, code = OPENAI_CODES.get(error.error_type, (None, None))
+    detail = openai.ErrorDetail(message=str(error), type=kind, param=param, code=code)
     return openai.ErrorBody(error=detail, error_type=error.error_type)
+
+
+def dialect() -> Dialect:
+    """The one that the current request is answered in: its path's, unless its body said otherwise."""
+    return openai_body if g.get("openai", request.path.startswith(OPENAI_PATHS)) else native_body
+
+
+def speak_openai() -> None:
+    """Answer the current request in OpenAI's dialect, whatever its path."""
+    g.openai = True
 
 
 def answer(error: RequestError, dialect: Dialect) -> Response:

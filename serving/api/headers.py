@@ -1,9 +1,12 @@
-"""The headers that tell what an answer cost.
+"""The headers of answers: what an answer cost, and how names are written.
 
 Knows no dialect.
 """
 
-from serving.api.inference import Timings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from serving.api.generation import Timings
 from serving.validation.validator import Validated
 
 
@@ -26,6 +29,18 @@ def timing_headers(compute_type: str, validated: Validated, timings: Timings) ->
 def stream_headers(compute_type: str, characters: int) -> dict[str, str]:
     """Of an answer whose cost is not known yet."""
     return {"x-compute-type": compute_type, "x-compute-characters": str(characters)}
+
+
+def lower_cased(app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+    """The same WSGI application, with the names of its headers in lower case, as the original writes them."""
+
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
+            return start_response(status, [(name.lower(), value) for name, value in headers], *error)
+
+        return app(environ, start)
+
+    return answer
 
 
 def _ms(seconds: float) -> str:

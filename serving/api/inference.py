@@ -1,32 +1,28 @@
-"""The way of every generation, whatever its dialect: validate, permit, submit, then collect or stream.
+"""The way to every generation, whatever its dialect: validate, permit, submit.
 
 Knows no JSON and no header.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
-from serving.bridge import Bridge, Client, ResponseStream
-from serving.errors import (
-    ClientGone,
-    IncompleteGeneration,
-    IncompleteGenerationStream,
-    Overloaded,
-    RequestError,
-    TemplateError,
-    Unavailable,
-    ValidationError,
-)
-from serving.protocol import Finish, OutputToken, Request, RequestOutput, TokenLogprob
+from serving.api.generation import Generation, failure_of
+from serving.bridge import Bridge, Client
+from serving.errors import RequestError
+from serving.protocol import Request
+from serving.telemetry.journal import GenerationRecord, RequestRecord
 from serving.telemetry.metrics import Metrics
 from serving.validation.chat_template import Conversation
-from serving.validation.validator import Parameters, Piece, Validated, Validator
+from serving.validation.parameters import Parameters
+from serving.validation.validator import Piece, Validated, Validator
 
-LONG_TEXT = 4096  # characters, from which on tokenising would hold up the hub
+LONG_TEXT = 4096  # characters or tokens, from which on tokenising would hold up the hub
+
+Validation = Callable[[Validator], Validated]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,145 +33,13 @@ class Caller:
         connection: to be watched, for when it ends so does the request; `None` where there is none to watch.
         cache_salt: keeps the cached prefixes of one key's requests apart from another's.
         request_id: the client's name for the request, or ours.
+        record: where it is noted what became of the request, if that is to be known.
     """
 
     connection: Client | None
     cache_salt: str
     request_id: str
-
-
-@dataclass(kw_only=True, slots=True)
-class Answer:
-    """One whole generated text.
-
-    Attributes:
-        seed: None if its tokens were not drawn.
-        prompt: the prompt's tokens, if their log probabilities were asked for.
-    """
-
-    seed: int | None
-    finish: Finish
-    prompt: list[TokenLogprob] = field(default_factory=list)
-    tokens: list[OutputToken] = field(default_factory=list)
-
-    @property
-    def mean_logprob(self) -> float:
-        """Of its tokens, the end-of-sequence token included."""
-        return sum(token.logprob for token in self.tokens) / max(1, len(self.tokens))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Timings:
-    """How long a generation took, in seconds from its arrival."""
-
-    total_s: float
-    validation_s: float
-    queue_s: float
-    inference_s: float
-    generated_tokens: int
-
-
-class Generation:
-    """The answers to one request, on their way. Closing it, for any reason, is the cancellation."""
-
-    def __init__(
-        self, streams: Sequence[ResponseStream], validated: Validated, metrics: Metrics, *, arrived: float
-    ) -> None:
-        self.validated = validated
-        self._streams = streams
-        self._metrics = metrics
-        self._arrived = arrived
-        self._validation_s = time.monotonic() - arrived
-        self._finishes: list[Finish] = []
-        self._answered = False
-
-    def outputs(self) -> Iterator[tuple[int, RequestOutput] | None]:
-        """Yield (which answer, its output), in turns; `None` when a keep-alive is due. To be used once.
-
-        Raises:
-            GenerationError: an answer had to be given up.
-            IncompleteGenerationStream: an answer ended without a last token.
-            ClientGone: the client closed its side.
-        """
-        failure = "dropped"
-        try:
-            for item in self._in_turns():
-                if item is not None:
-                    self._observe(item[1])
-                yield item
-        except ClientGone:
-            raise
-        except RequestError as error:
-            failure = _failure(error)
-            raise
-        finally:
-            self.close()
-            if len(self._finishes) < len(self._streams):
-                self._metrics.request_failed(failure)
-
-    def collect(self) -> tuple[list[Answer], Timings]:
-        """Wait for every answer to its end.
-
-        Raises:
-            GenerationError, ClientGone: as `outputs`.
-            IncompleteGeneration: an answer ended without a last token.
-        """
-        parts: list[list[RequestOutput]] = [[] for _ in self._streams]
-        try:
-            for item in self.outputs():
-                if item is not None:
-                    index, output = item
-                    parts[index].append(output)
-        except IncompleteGenerationStream as error:
-            raise IncompleteGeneration from error
-        answers = [_answer(seed, outputs) for seed, outputs in zip(self.validated.seeds, parts, strict=True)]
-        return answers, self._timings()
-
-    def close(self) -> None:
-        """Abort what is unfinished. Safe to call twice."""
-        for stream in self._streams:
-            stream.close()
-
-    def _in_turns(self) -> Iterator[tuple[int, RequestOutput] | None]:
-        running = {index: iter(stream) for index, stream in enumerate(self._streams)}
-        while running:
-            for index, outputs in list(running.items()):
-                try:
-                    output = next(outputs)
-                except StopIteration:
-                    raise IncompleteGenerationStream from None
-                if output is None:
-                    yield None
-                    continue
-                if output.finish is not None:
-                    del running[index]
-                yield index, output
-
-    def _observe(self, output: RequestOutput) -> None:
-        if output.tokens and not self._answered:
-            self._answered = True
-            self._metrics.first_token(time.monotonic() - self._arrived)
-        if output.finish is None:
-            return
-        self._finishes.append(output.finish)
-        if len(self._finishes) == len(self._streams):
-            timings = self._timings()
-            self._metrics.request_succeeded(
-                total_s=timings.total_s,
-                validation_s=timings.validation_s,
-                queue_s=timings.queue_s,
-                inference_s=timings.inference_s,
-                generated_tokens=timings.generated_tokens,
-            )
-
-    def _timings(self) -> Timings:
-        return Timings(
-            total_s=time.monotonic() - self._arrived,
-            validation_s=self._validation_s,
-            queue_s=max(finish.queue_s for finish in self._finishes),
-            inference_s=max(finish.inference_s for finish in self._finishes),
-            generated_tokens=sum(finish.generated_tokens for finish in self._finishes),
-        )
+    record: RequestRecord | None = None
 
 
 class Inference:
@@ -195,13 +59,27 @@ class Inference:
             ValidationError: the request breaks a rule.
             Overloaded, NotReady, ShuttingDown: it cannot be taken now.
         """
+        return self.complete([text], parameters, stream=stream, caller=caller)
 
-        def validate(validator: Validator) -> Validated:
-            if len(text) > LONG_TEXT:
-                return self._bridge.offload(validator.validate, text, parameters)
-            return validator.validate(text, parameters)
+    def complete(
+        self, prompts: Sequence[str | Sequence[int]], parameters: Parameters, *, stream: bool, caller: Caller
+    ) -> Generation:
+        """Begin to go on with each of some texts, or of some lists of token ids.
 
-        return self._begin(validate, parameters, stream=stream, caller=caller)
+        Raises:
+            TooManyPrompts: more than the operator allows.
+            ValidationError, Overloaded, NotReady, ShuttingDown: as `generate`.
+        """
+
+        def validation(prompt: str | Sequence[int]) -> Validation:
+            def validate(validator: Validator) -> Validated:
+                if len(prompt) > LONG_TEXT or parameters.grammar is not None:
+                    return self._bridge.offload(validator.validate, prompt, parameters)
+                return validator.validate(prompt, parameters)
+
+            return validate
+
+        return self._begin([validation(prompt) for prompt in prompts], parameters, stream=stream, caller=caller)
 
     def chat(self, conversation: Conversation, parameters: Parameters, *, stream: bool, caller: Caller) -> Generation:
         """Begin to answer a conversation.
@@ -211,7 +89,7 @@ class Inference:
             ValidationError, Overloaded, NotReady, ShuttingDown: as `generate`.
         """
         return self._begin(
-            lambda validator: self._bridge.offload(validator.validate_chat, conversation, parameters),
+            [lambda validator: self._bridge.offload(validator.validate_chat, conversation, parameters)],
             parameters,
             stream=stream,
             caller=caller,
@@ -222,68 +100,56 @@ class Inference:
         tokenize = self._bridge.loaded().tokenize
         return self._bridge.offload(tokenize, text) if len(text) > LONG_TEXT else tokenize(text)
 
+    def tokenize_chat(self, conversation: Conversation) -> tuple[str, list[Piece]]:
+        """The text that a conversation becomes, and its tokens.
+
+        Raises:
+            TemplateError, ValidationError, NotReady, ShuttingDown: as `chat`.
+        """
+        validator = self._bridge.loaded()
+        self._metrics.request_received()
+        return self._bridge.offload(validator.tokenize_chat, conversation)
+
     def _begin(
         self,
-        validate: Callable[[Validator], Validated],
+        validations: Sequence[Validation],
         parameters: Parameters,
         *,
         stream: bool,
         caller: Caller,
     ) -> Generation:
-        arrived = time.monotonic()
+        record = GenerationRecord(arrived=time.monotonic(), stream=stream)
+        if caller.record is not None:
+            caller.record.generations.append(record)
         validator = self._bridge.loaded()
         self._metrics.request_received()
         try:
             with ExitStack() as held:
-                samples = validator.samples(parameters, stream=stream)
-                permits = [held.enter_context(self._bridge.permit()) for _ in range(samples)]
-                validated = validate(validator)
-                self._metrics.request_validated(
-                    input_length=validated.input_length,
-                    max_new_tokens=validated.requests[0].stop.max_new_tokens,
-                )
-                submitted = ExitStack()
-                with submitted:
-                    streams = [
-                        submitted.enter_context(
-                            self._bridge.submit(_salted(request, caller), caller.connection, permit)
-                        )
-                        for request, permit in zip(validated.requests, permits, strict=True)
-                    ]
-                    submitted.pop_all()
+                answers = len(validations) * validator.samples(parameters, stream=stream, prompts=len(validations))
+                permits = [held.enter_context(self._bridge.permit()) for _ in range(answers)]
+                prompts = [validate(validator) for validate in validations]
+                _note(record, prompts)
+                for prompt in prompts:
+                    self._metrics.request_validated(
+                        input_length=prompt.input_length, max_new_tokens=prompt.requests[0].stop.max_new_tokens
+                    )
+                requests = [_salted(request, caller) for prompt in prompts for request in prompt.requests]
+                answering = self._bridge.submit_all(requests, caller.connection, permits)
         except RequestError as error:
-            self._metrics.request_failed(_failure(error))
+            record.error = failure_of(error)
+            self._metrics.request_failed(record.error)
             raise
-        return Generation(streams, validated, self._metrics, arrived=arrived)
+        return Generation(answering, prompts, self._metrics, record)
+
+
+def _note(record: GenerationRecord, prompts: Sequence[Validated]) -> None:
+    requests = [request for prompt in prompts for request in prompt.requests]
+    record.validated = time.monotonic()
+    record.input_length = sum(prompt.input_length for prompt in prompts)
+    record.max_new_tokens = requests[0].stop.max_new_tokens
+    record.sampling = requests[0].sampling
+    record.seeds = [seed for prompt in prompts for seed in prompt.seeds]
 
 
 def _salted(request: Request, caller: Caller) -> Request:
     return msgspec.structs.replace(request, cache_salt=caller.cache_salt) if caller.cache_salt else request
-
-
-def _failure(error: RequestError) -> str:
-    """TGI's word for a failure, in its metrics."""
-    match error:
-        case ValidationError():
-            return "validation"
-        case TemplateError():
-            return "template"
-        case Overloaded():
-            return "overloaded"
-        case IncompleteGenerationStream():
-            return "incomplete"
-        case Unavailable():
-            return "unavailable"
-    return "generation"
-
-
-def _answer(seed: int | None, outputs: Sequence[RequestOutput]) -> Answer:
-    finish = outputs[-1].finish
-    if finish is None:
-        raise IncompleteGeneration
-    return Answer(
-        seed=seed,
-        finish=finish,
-        prompt=outputs[0].prompt,
-        tokens=[token for output in outputs for token in output.tokens],
-    )

@@ -1,4 +1,4 @@
-"""TGI's own dialect: `/`, `/generate`, `/generate_stream` and `/tokenize`.
+"""TGI's own dialect: `/`, `/generate` and `/generate_stream`.
 
 Knows nothing of OpenAI's.
 """
@@ -14,9 +14,10 @@ from serving.api import sse
 from serving.api.body import load_as, read_body
 from serving.api.caller import caller
 from serving.api.errors import native_body
+from serving.api.generation import Answer, Generation
 from serving.api.headers import stream_headers, timing_headers
 from serving.api.identity import Identity
-from serving.api.inference import Answer, Generation, Inference
+from serving.api.inference import Inference
 from serving.api.schemas.native import (
     BestOfSequence,
     CompatGenerateRequest,
@@ -26,7 +27,6 @@ from serving.api.schemas.native import (
     StreamDetails,
     StreamResponse,
     Token,
-    TokenizePiece,
     prefill_token,
     token,
 )
@@ -64,12 +64,6 @@ class Native:
         if asked.stream:
             return self._streamed(asked, full_text=full_text)
         return self._whole(asked, full_text=full_text, listed=True)
-
-    def tokenize(self) -> Response:
-        """`POST /tokenize`."""
-        asked = read_body(self._bridge, load_as(GenerateRequest))
-        pieces = [TokenizePiece(*dataclasses.astuple(piece)) for piece in self._inference.tokenize(asked.inputs)]
-        return Response(msgspec.json.encode(pieces), content_type="application/json")
 
     def _whole(self, asked: GenerateRequest, *, full_text: bool, listed: bool) -> Response:
         compute_type = self._compute_type()

@@ -62,6 +62,10 @@ class BlockManager:
             blocks.append(block)
         return blocks
 
+    def queried(self, sequence: Sequence) -> int:
+        """Tokens of the sequence that `lookup` asks about."""
+        return len(sequence.token_ids) if self._prefix_caching and not sequence.wants_prompt_logits else 0
+
     def free_needed(self, tokens: int, found: list[int]) -> int:
         """Free blocks that it takes to hold so many tokens, of which `found` holds the first."""
         shared = sum(map(self._allocator.used, found))

@@ -49,17 +49,23 @@ class Engine:
         self._prefix_caching = prefix_caching
         self._sequences: dict[int, Sequence] = {}
         self._dying: list[Sequence] = []
+        self._lost: StepStats | None = None
         self._scheduler = self._make_scheduler()
         self._processor = self._make_processor()
 
-    def add(self, request_id: int, request: Request) -> None:
-        """Queue a request; `request_id` is never used a second time."""
+    def add(self, request_id: int, request: Request, arrived: float | None = None) -> None:
+        """Queue a request.
+
+        Args:
+            request_id: never used a second time.
+            arrived: `time.monotonic()` of when it was handed over, if that is not now.
+        """
         sequence = Sequence.start(
             request_id,
             request,
             tokenizer=self._tokenizer,
             eos_token_ids=self._eos_token_ids,
-            arrived=time.monotonic(),
+            arrived=time.monotonic() if arrived is None else arrived,
         )
         self._sequences[request_id] = sequence
         self._scheduler.add(sequence)
@@ -85,16 +91,40 @@ class Engine:
         """Advance the batch by one forward of the device.
 
         Raises:
-            RunnerDied: the device is gone; nothing of this step counts. Call `restart` with a new runner.
+            RunnerDied: the device is gone; nothing of this step counts but `lost_step`. Call `restart` with a new
+                runner.
         """
         begun = time.monotonic()
         step = self._scheduler.schedule()
         submitted = time.monotonic()
-        result = self._execute(step, begun)
+        try:
+            result = self._execute(step, begun)
+        except RunnerDied:
+            died = time.monotonic()
+            self._lost = self._stats(step, forward_s=died - submitted, step_s=died - begun, failed=True)
+            raise
         answered = time.monotonic()
-        self._scheduler.commit(step)
+        self._scheduler.commit(step, waiting={row.sequence_id for row in result.rows if row.waiting})
+        committed = time.monotonic()
         outputs = self._process(step, result, answered)
-        return outputs, self._stats(step, forward_s=answered - submitted, step_s=time.monotonic() - begun)
+        skipped, gaps = self._measure(outputs, answered)
+        processed = time.monotonic()
+        self._filter(outputs)
+        ended = time.monotonic()
+        stats = self._stats(
+            step,
+            forward_s=answered - submitted,
+            step_s=ended - begun,
+            decode_s=processed - committed,
+            filter_s=ended - processed,
+            skipped=skipped,
+            gaps=gaps,
+        )
+        return outputs, stats
+
+    def lost_step(self) -> StepStats:
+        """The step that the runner last died with, in numbers; its rows are computed again after `restart`."""
+        return self.load() if self._lost is None else self._lost
 
     def restart(self, runner: Runner) -> list[RequestOutput]:
         """Go on with a new runner: every live sequence is computed again from its tokens, its stream goes on.
@@ -141,12 +171,32 @@ class Engine:
             output = self._process_row(sequence, row, row_result, now)
             if output is not None:
                 outputs.append(output)
-                if output.finish is not None or output.error is not None:
-                    self._forget(sequence)
         for sequence in step.hopeless:
             del self._sequences[sequence.id]
             outputs.append(_failure(sequence, "the request needs more KV cache than the device has"))
         return outputs
+
+    def _measure(
+        self, outputs: list[RequestOutput], now: float
+    ) -> tuple[tuple[int, ...], tuple[tuple[float, int], ...]]:
+        """`skipped` and `gaps` of the step's statistics."""
+        skipped = []
+        gaps: dict[float, int] = {}
+        for output in outputs:
+            if output.tokens:
+                sequence = self._sequences[output.request_id]
+                skipped.append(len(output.tokens) - 1)
+                if sequence.latest is not None:
+                    gap = now - sequence.latest
+                    gaps[gap] = gaps.get(gap, 0) + 1
+                sequence.latest = now
+        return tuple(skipped), tuple(gaps.items())
+
+    def _filter(self, outputs: list[RequestOutput]) -> None:
+        """Take the sequences out of the batch that have their last output."""
+        for output in outputs:
+            if (output.finish is not None or output.error is not None) and output.request_id in self._sequences:
+                self._forget(self._sequences[output.request_id])
 
     def _process_row(self, sequence: Sequence, row: Row, result: RowResult, now: float) -> RequestOutput | None:
         """One request's fault must not end the others: whatever is raised here is that request's own error."""
@@ -162,7 +212,18 @@ class Engine:
         del self._sequences[sequence.id]
         self._scheduler.remove(sequence)
 
-    def _stats(self, step: Step, *, forward_s: float, step_s: float) -> StepStats:
+    def _stats(
+        self,
+        step: Step,
+        *,
+        forward_s: float,
+        step_s: float,
+        decode_s: float = 0.0,
+        filter_s: float = 0.0,
+        skipped: tuple[int, ...] = (),
+        gaps: tuple[tuple[float, int], ...] = (),
+        failed: bool = False,
+    ) -> StepStats:
         blocks = self._scheduler.blocks
         return StepStats(
             rows=len(step.rows),
@@ -176,6 +237,15 @@ class Engine:
             cached_tokens=step.cached_tokens,
             forward_s=forward_s,
             step_s=step_s,
+            joined=step.joined,
+            most_tokens=sum(sequence.most_tokens for sequence in self._scheduler.running),
+            join_s=step.join_s,
+            decode_s=decode_s,
+            filter_s=filter_s,
+            queried_tokens=step.queried_tokens,
+            skipped=skipped,
+            gaps=gaps,
+            failed=failed,
         )
 
     def _make_scheduler(self) -> Scheduler:

@@ -7,7 +7,7 @@ import queue
 import time
 from collections.abc import Callable
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from serving.engine.engine import Engine
 from serving.errors import RunnerDied
@@ -19,10 +19,11 @@ MAX_IDLE_DEATHS = 3
 
 
 class Submit(Struct, frozen=True):
-    """Take a request in; `request_id` is new."""
+    """Take a request in; `request_id` is new, `arrived` is `time.monotonic()` of the command's making."""
 
     request_id: int
     request: Request
+    arrived: float = field(default_factory=time.monotonic)
 
 
 class Abort(Struct, frozen=True):
@@ -99,7 +100,7 @@ class EngineLoop:
             wait = False
             match command:
                 case Submit():
-                    self._engine.add(command.request_id, command.request)
+                    self._engine.add(command.request_id, command.request, command.arrived)
                     self.busy = True
                 case Abort():
                     self._engine.abort(command.request_id)
@@ -110,6 +111,7 @@ class EngineLoop:
         try:
             outputs, stats = self._engine.step()
         except RunnerDied:
+            self._publish([], self._engine.lost_step())
             self._recover()
             return
         self._idle_deaths = 0

@@ -6,7 +6,7 @@ Knows no block, no queue and no other request than the one in hand.
 from serving.engine.sequence import Sequence
 from serving.errors import GenerationError
 from serving.plan import Choice, Row, RowResult
-from serving.protocol import Finish, FinishReason, OutputToken, RequestOutput, TokenLogprob
+from serving.protocol import Finish, FinishReason, FirstToken, OutputToken, RequestOutput, TokenLogprob
 from serving.tokenizer import Tokenizer
 
 
@@ -22,15 +22,17 @@ class OutputProcessor:
         self._vocab_size = vocab_size
 
     def process(self, sequence: Sequence, row: Row, result: RowResult, now: float) -> RequestOutput | None:
-        """Take one row's result in; None while the prompt is not computed to its end.
+        """Take one row's result in; None while the prompt is not computed, or the device not ready to choose.
 
         Args:
             now: `time.monotonic()` when the device answered.
 
         Raises:
-            GenerationError: the device answered nonsense; the sequence is as it was.
+            GenerationError: the device gave this sequence up, or answered nonsense; the sequence is as it was.
         """
-        if row.sample != (result.choice is not None):
+        if result.error is not None:
+            raise GenerationError(result.error)
+        if row.sample != (result.choice is not None or result.waiting):
             raise GenerationError("the device chose no token, or one too many")
         if result.prompt_logprobs:
             # A preempted prompt is computed twice; what is known of it already is not taken again.
@@ -62,6 +64,7 @@ class OutputProcessor:
             ],
             text=shown,
             prompt=self._prompt(sequence) if sequence.generated == 1 else [],
+            first=_first(sequence, now) if sequence.generated == 1 else None,
             finish=finish,
         )
 
@@ -70,7 +73,8 @@ class OutputProcessor:
         ends = token_id in sequence.end_ids
         if self._tokenizer.is_special(token_id):
             text = self._tokenizer.token_text(token_id)
-            return text, "" if ends else sequence.text.add(text, hidden=True)
+            shown = token_id in sequence.request.stop.shown_token_ids
+            return text, "" if ends else sequence.text.add(text, hidden=not shown)
         if ends:
             return self._tokenizer.token_text(token_id), ""
         text = sequence.detokenizer.push(token_id)
@@ -110,8 +114,16 @@ def _finish_reason(sequence: Sequence, token_id: int) -> FinishReason | None:
     return None
 
 
+def _first(sequence: Sequence, now: float) -> FirstToken:
+    return FirstToken(arrived=sequence.arrived, begun=_begun(sequence, now), reached=now)
+
+
+def _begun(sequence: Sequence, now: float) -> float:
+    return now if sequence.begun is None else sequence.begun
+
+
 def _finish(sequence: Sequence, reason: FinishReason, now: float) -> Finish:
-    begun = now if sequence.begun is None else sequence.begun
+    begun = _begun(sequence, now)
     return Finish(
         reason=reason,
         text=sequence.text.whole(),

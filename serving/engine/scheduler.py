@@ -3,7 +3,9 @@
 Knows no text, no token choice and no device; it plans over counts of tokens and blocks.
 """
 
+import time
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from serving.engine.block_manager import BlockManager
@@ -23,7 +25,10 @@ class Step:
         hopeless: sequences that all the blocks together cannot hold; they are out.
         preempted: sequences that were put back into the queue.
         prompt_tokens: tokens computed in rows of sequences that had more than one pending.
-        cached_tokens: tokens of `started` that the prefix cache spared.
+        queried_tokens: tokens of `started` for which the prefix cache was asked.
+        cached_tokens: those of them that it spared.
+        joined: sequences that were let in beside running ones.
+        join_s: seconds that this took.
     """
 
     budget: int
@@ -33,7 +38,10 @@ class Step:
     hopeless: list[Sequence] = field(default_factory=list)
     preempted: int = 0
     prompt_tokens: int = 0
+    queried_tokens: int = 0
     cached_tokens: int = 0
+    joined: int = 0
+    join_s: float = 0.0
 
 
 class Scheduler:
@@ -76,7 +84,7 @@ class Scheduler:
         suspect = self._find_suspect()
         if suspect is None:
             self._continue(step)
-            self._admit(step)
+            self._join(step)
         elif suspect.running:
             self._grow(step, suspect)
         elif not self._start(step, suspect, headroom=0):
@@ -84,10 +92,14 @@ class Scheduler:
         self._write_plan(step)
         return step
 
-    def commit(self, step: Step) -> None:
-        """Count the step's rows as computed; the blocks that are full now can be found by others."""
+    def commit(self, step: Step, waiting: Collection[int] = ()) -> None:
+        """Count the step's rows as computed; the blocks that are full now can be found by others.
+
+        Args:
+            waiting: ids of the sequences whose last token has to be computed again, for the device could not choose.
+        """
         for sequence, tokens in step.rows.items():
-            sequence.computed += tokens
+            sequence.computed += tokens - (sequence.id in waiting)
             self.blocks.remember(sequence)
 
     def _find_suspect(self) -> Sequence | None:
@@ -132,6 +144,14 @@ class Scheduler:
         self.waiting.appendleft(sequence)
         step.preempted += 1
 
+    def _join(self, step: Step) -> None:
+        """Let waiting sequences in, and count those that join running ones."""
+        running, begun = len(self.running), time.monotonic()
+        self._admit(step)
+        if 0 < running < len(self.running):
+            step.joined = len(self.running) - running
+            step.join_s = time.monotonic() - begun
+
     def _admit(self, step: Step) -> None:
         """Let waiting sequences in, first come first served, while there is room for all their known tokens.
 
@@ -169,6 +189,7 @@ class Scheduler:
         sequence.refused = None
         if sequence.begun is None:
             step.started.append(sequence)
+            step.queried_tokens += self.blocks.queried(sequence)
             step.cached_tokens += sequence.computed
         self._grow(step, sequence)
         return True

@@ -21,8 +21,10 @@ class Sequence:
         id: the request's number; also the device's name for the sequence.
         token_ids: the prompt and what was generated.
         end_ids: ids that end the generation as end-of-sequence tokens do.
-        arrived: `time.monotonic()` of the arrival in the engine.
+        most_tokens: what the prompt and the answer can come to.
+        arrived: `time.monotonic()` of when the request was handed to the engine.
         begun: `time.monotonic()` of the first step that took the request in.
+        latest: `time.monotonic()` of the newest token.
         computed: how many of `token_ids` the device holds keys and values for.
         blocks: where they are, in order; never more blocks than the planned positions need.
         digests: the prefix cache's names of the full blocks of `token_ids`, as far as they were asked for.
@@ -41,7 +43,9 @@ class Sequence:
     detokenizer: Detokenizer
     text: OutputText
     arrived: float
+    most_tokens: int
     begun: float | None = None
+    latest: float | None = None
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
@@ -62,10 +66,13 @@ class Sequence:
             id=request_id,
             request=request,
             token_ids=list(request.prompt_token_ids),
-            end_ids=frozenset(stop.stop_token_ids) | (frozenset() if stop.ignore_eos else eos_token_ids),
+            # Under a grammar only what may end there is an end-of-sequence token, and nothing can follow it.
+            end_ids=frozenset(stop.stop_token_ids)
+            | (frozenset() if stop.ignore_eos and request.sampling.grammar is None else eos_token_ids),
             detokenizer=Detokenizer(tokenizer, request.prompt_token_ids),
             text=OutputText(stop.stop_strings, keep_stop_text=stop.keep_stop_text),
             arrived=arrived,
+            most_tokens=len(request.prompt_token_ids) + stop.max_new_tokens,
         )
 
     @property

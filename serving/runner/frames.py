@@ -32,6 +32,8 @@ class RunnerOptions(Struct, frozen=True, kw_only=True):
         max_total_tokens: the longest sequence to make room for.
         kv_cache_bytes: how much memory keys and values take on a CPU.
         device_memory_fraction: the part of a GPU's memory that may be used.
+        grammars: whether rows may have a grammar.
+        eos_token_ids: the ids that may end a text under a grammar.
     """
 
     model_dir: str
@@ -43,6 +45,8 @@ class RunnerOptions(Struct, frozen=True, kw_only=True):
     max_total_tokens: int | None = None
     kv_cache_bytes: int | None = None
     device_memory_fraction: float = 1.0
+    grammars: bool = False
+    eos_token_ids: list[int] = []
     log_json: bool = False
     log_level: str = "info"
 

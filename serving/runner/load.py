@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from serving.errors import ConfigurationError, ModelError
+from serving.grammar.compiler import GrammarCompiler
 from serving.layers.attention.kv_cache import KVCache, KVShape, block_bytes
 from serving.layers.attention.select import fastest
 from serving.layers.attention.select import select as select_attention
@@ -25,6 +26,7 @@ from serving.runner.inputs import MAX_GROUP_TOKENS, InputBuilder
 from serving.runner.memory import PeakMeter, available_bytes
 from serving.runner.model_runner import ModelRunner
 from serving.sampling.sampler import Sampler
+from serving.tokenizer import Tokenizer
 from serving.weights.checkpoint import SafetensorsCheckpoint
 from serving.weights.model_config import ModelConfig
 
@@ -109,6 +111,7 @@ def _size_and_warm(
     # A step must at least hold every running sequence's next token.
     step_tokens = max(options.max_step_tokens or _DEFAULT_STEP_TOKENS[device.type], max_rows)
     longest = options.max_total_tokens or config.max_position_embeddings
+    compiler = _grammar_compiler(options, config)
 
     def runner(blocks: int) -> ModelRunner:
         cache = KVCache(built.kv_shapes, blocks, BLOCK_SIZE, dtype, device)
@@ -118,7 +121,7 @@ def _size_and_warm(
             device=_device_name(device), weight_bytes=built.weight_bytes, kv_bytes=cache.nbytes,
         )  # fmt: skip
         inputs = InputBuilder(cache, BLOCK_SIZE, built.windows, dtype, device)
-        return ModelRunner(model, inputs, Sampler(config.vocab_size, device), facts)
+        return ModelRunner(model, inputs, Sampler(config.vocab_size, device, compiler), facts)
 
     meter = PeakMeter(device)
     meter.start()
@@ -137,6 +140,17 @@ def _size_and_warm(
     warm = runner(blocks)
     warm.execute(_worst_plan(2, 1, BLOCK_SIZE, config.vocab_size))
     return warm
+
+
+def _grammar_compiler(options: RunnerOptions, config: ModelConfig) -> GrammarCompiler | None:
+    if not options.grammars:
+        return None
+    try:
+        tokenizer_json = Tokenizer.load(Path(options.model_dir)).to_json()
+        return GrammarCompiler(tokenizer_json, vocab_size=config.vocab_size, eos_token_ids=options.eos_token_ids)
+    except ModelError as error:
+        log.warning("no grammars: %s", error)
+        return None
 
 
 def _worst_plan(step_tokens: int, max_rows: int, longest: int, vocab_size: int) -> StepPlan:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from serving.errors import GenerationError
 from serving.models.select import CausalModel
-from serving.plan import ModelFacts, NewRow, Row, RowResult, StepPlan, StepResult
+from serving.plan import Choice, ModelFacts, NewRow, Row, RowResult, StepPlan, StepResult
 from serving.runner.inputs import InputBuilder, Inputs
 from serving.sampling.sampler import Sampler, raw_logprobs
 
@@ -61,18 +62,17 @@ class ModelRunner:
         inputs = self._inputs.build(plan.rows)
         hidden = self._model(inputs.batch)
         sampled = [i for i, row in enumerate(plan.rows) if row.sample]
-        choices = dict(zip(sampled, self._choose(plan.rows, inputs, hidden, sampled), strict=True))
+        outcomes = dict(zip(sampled, self._choose(plan.rows, inputs, hidden, sampled), strict=True))
         return StepResult(
             rows=[
-                RowResult(
-                    sequence_id=row.sequence_id, choice=choices.get(i),
-                    prompt_logprobs=self._prompt_logprobs(row, hidden, inputs.starts[i]),
-                )
+                _row_result(row, outcomes.get(i), self._prompt_logprobs(row, hidden, inputs.starts[i]))
                 for i, row in enumerate(plan.rows)
             ]
-        )  # fmt: skip
+        )
 
-    def _choose(self, rows: Sequence[Row], inputs: Inputs, hidden: Tensor, sampled: list[int]) -> list:
+    def _choose(
+        self, rows: Sequence[Row], inputs: Inputs, hidden: Tensor, sampled: list[int]
+    ) -> list[Choice | GenerationError | None]:
         if not sampled:
             return []
         last = [inputs.starts[i] + len(rows[i].token_ids) - 1 for i in sampled]
@@ -92,3 +92,14 @@ class ModelRunner:
             logits = self._model.logits(hidden[start + i : start + i + len(ids)])
             found += raw_logprobs(logits, torch.tensor(ids, device=logits.device))
         return found
+
+
+def _row_result(row: Row, outcome: Choice | GenerationError | None, prompt_logprobs: list[float]) -> RowResult:
+    if isinstance(outcome, GenerationError):
+        return RowResult(sequence_id=row.sequence_id, error=outcome.detail)
+    return RowResult(
+        sequence_id=row.sequence_id,
+        choice=outcome,
+        prompt_logprobs=prompt_logprobs,
+        waiting=row.sample and outcome is None,
+    )

@@ -94,6 +94,8 @@ def narrow(
     # Strictly above the last value: else ids that were not given could tie with what was kept.
     enough = torch.where(kept, values, torch.inf).amin(-1, keepdim=True) > last
     enough &= (top_k == 0) | (kth > last)
+    # Minus infinity ends what a mask leaves of a row: nothing that was not given is above it.
+    enough |= (last == -torch.inf) & (best > -torch.inf)
     return Candidates(filtered, candidates.ids), enough.squeeze(-1)
 
 

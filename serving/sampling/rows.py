@@ -3,10 +3,13 @@
 Knows no logits and no schedule.
 """
 
+from concurrent.futures import Future
 from typing import NamedTuple
 
 import torch
 
+from serving.errors import ValidationError
+from serving.grammar.compiler import GrammarCompiler, Matcher
 from serving.plan import NewRow
 from serving.protocol import SamplingParams
 
@@ -16,6 +19,7 @@ class Kinds(NamedTuple):
 
     biased: bool
     penalized: bool
+    masked: bool
     tempered: bool
     narrowed: bool
     typical: bool
@@ -32,16 +36,29 @@ class SamplingRow:
         bias: ids [n] int64 and their additions [n] float32, where asked for; ids outside the vocabulary are left out.
         counts: [2, vocab] int32, where a penalty needs them: how often each id stands in prompt and output, and
             how often in the output alone.
+        matcher: where the row stands in its grammar, if it has one and `settle_grammar` said yes.
+        fault: why the row's grammar cannot be followed any more, if so.
     """
 
-    def __init__(self, row: NewRow, vocab_size: int, device: torch.device) -> None:
+    def __init__(
+        self, row: NewRow, vocab_size: int, device: torch.device, compiler: GrammarCompiler | None = None
+    ) -> None:
         params = row.sampling
         self.params: SamplingParams = params
         self.bias = _bias(params, vocab_size, device)
         self.counts = _counts(row, vocab_size, device) if _penalizes(params) else None
+        self.matcher: Matcher | None = None
+        self.fault: str | None = None
+        self._compiling: Future[Matcher] | None = None
+        self._written = row.token_ids[row.prompt_length :]
+        if params.grammar is not None and compiler is not None:
+            self._compiling = compiler.begin(params.grammar)
+        elif params.grammar is not None:
+            self.fault = "grammar is not supported"
         self.kinds = Kinds(
             biased=self.bias is not None,
             penalized=self.counts is not None,
+            masked=params.grammar is not None,
             tempered=params.temperature != 1.0,
             narrowed=params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0,
             typical=params.typical_p < 1.0,
@@ -50,22 +67,53 @@ class SamplingRow:
         self.plain = not any(self.kinds)
 
     def remember(self, token_id: int) -> None:
-        """Count a chosen token."""
+        """Count a chosen token, and follow it in the grammar; look at `fault` afterwards."""
         if self.counts is not None:
             self.counts[:, token_id] += 1
+        if self.matcher is not None:
+            self.matcher.advance((token_id,))
+            self.look_for_fault()
+
+    def look_for_fault(self) -> None:
+        """Let `fault` tell what became of the matcher."""
+        if self.matcher is not None and (error := self.matcher.error) is not None:
+            self.fault = f"the grammar cannot be followed: {error}"
+
+    def settle_grammar(self, wait_s: float) -> bool:
+        """Whether it is known if the row's grammar can be followed: `matcher` or `fault` is set then, if it has one.
+
+        A row that was moved here goes to where it stood in its grammar.
+
+        Args:
+            wait_s: how long the grammar's compiling may hold the step up.
+        """
+        if self._compiling is None:
+            return True
+        try:
+            self.matcher = self._compiling.result(wait_s).fork()
+        except TimeoutError:
+            return False
+        except ValidationError as error:  # the words wing tried it: only a grammar at the edge of a limit gets here
+            self.fault = error.detail
+        else:
+            self.matcher.advance(self._written)
+            self.look_for_fault()
+        self._compiling = None
+        return True
 
 
 class SamplingRows:
     """The sampling state of every sequence that lives on the device; the only owner of it."""
 
-    def __init__(self, vocab_size: int, device: torch.device) -> None:
+    def __init__(self, vocab_size: int, device: torch.device, compiler: GrammarCompiler | None = None) -> None:
         self._vocab_size = vocab_size
         self._device = device
+        self._compiler = compiler
         self._rows: dict[int, SamplingRow] = {}
 
     def start(self, row: NewRow) -> None:
         """Take a sequence in; a second start of the same id replaces the first."""
-        self._rows[row.sequence_id] = SamplingRow(row, self._vocab_size, self._device)
+        self._rows[row.sequence_id] = SamplingRow(row, self._vocab_size, self._device, self._compiler)
 
     def finish(self, sequence_id: int) -> None:
         """Forget a sequence; an unknown id is ignored."""

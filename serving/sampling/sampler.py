@@ -3,15 +3,19 @@
 Knows no model and no schedule. What is chosen for a row is the same alone and in any batch.
 """
 
+import time
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 import torch
 
+from serving.errors import GenerationError
+from serving.grammar.compiler import GrammarCompiler
 from serving.plan import Choice, NewRow, Row
 from serving.protocol import SamplingParams
 from serving.sampling import candidates, noise, processors
 from serving.sampling.candidates import Candidates
+from serving.sampling.grammar_mask import GrammarMasks
 from serving.sampling.rows import Kinds, SamplingRow, SamplingRows
 
 # How many of the largest logits the filters look at before they ask for more: sorting 32,000 costs twenty times this.
@@ -20,9 +24,15 @@ _SECOND_LOOK: Final = 4096
 # Rows on a GPU are processed together. On a CPU one at a time is faster (a row stays in the cache) and makes it plain
 # that nothing depends on batch mates.
 _GPU_ROWS: Final = 256
+# With nothing but a grammar little is done to a row, and the calls cost more than what they do.
+_ONLY_MASKED: Final = Kinds(
+    biased=False, penalized=False, masked=True, tempered=False, narrowed=False, typical=False, drawn=False
+)
 # Log probabilities of whole prompts go through this many rows at once, which bounds the memory they take.
 _LOGPROB_ROWS: Final = 64
 _ARGMAX_BLOCK: Final = 256
+# Most grammars are compiled in less, and then no row is computed again for want of one.
+_PATIENCE_S: Final = 0.01
 # Ties can make more than n alternatives; a row of equal logits must not make a hundred thousand.
 _TIES: Final = 4
 
@@ -31,13 +41,18 @@ class Sampler:
     """Chooses one token a row.
 
     The order of the processors is logit bias, repetition penalty, relative frequency penalty, frequency and presence
-    penalties, temperature, top_k, top_p, min_p, typical_p. A draw is the argmax of the processed logits plus noise
-    that depends on nothing but (seed, position, token id); without `do_sample` it is the argmax itself, and the
-    lowest id wins a tie. NaN logits count as minus infinity; a row without any finite logit chooses id 0.
+    penalties, grammar, temperature, top_k, top_p, min_p, typical_p. A draw is the argmax of the processed logits
+    plus noise that depends on nothing but (seed, position, token id); without `do_sample` it is the argmax itself,
+    and the lowest id wins a tie. NaN logits count as minus infinity; a row without any finite logit chooses id 0.
+
+    Args:
+        compiler: of the rows' grammars; without one a row that has a grammar fails.
     """
 
-    def __init__(self, vocab_size: int, device: torch.device) -> None:
-        self._rows = SamplingRows(vocab_size, device)
+    def __init__(self, vocab_size: int, device: torch.device, compiler: GrammarCompiler | None = None) -> None:
+        self._rows = SamplingRows(vocab_size, device, compiler)
+        self._compiler = compiler
+        self._masks = None if compiler is None else GrammarMasks(compiler, device)
         self._vocab = torch.arange(vocab_size, device=device)
         self._device = device
 
@@ -49,32 +64,68 @@ class Sampler:
         """Forget a sequence; an unknown id is ignored."""
         self._rows.finish(sequence_id)
 
-    def choose(self, logits: torch.Tensor, rows: Sequence[Row]) -> list[Choice]:
+    def choose(self, logits: torch.Tensor, rows: Sequence[Row]) -> list[Choice | GenerationError | None]:
         """Choose the next token of every row and count it.
+
+        A row whose grammar cannot be followed has an error, and one whose grammar is still being compiled has nothing.
 
         Args:
             logits: [rows, vocab] float32, one line for each of `rows`, in order; left as they are.
             rows: only those with `sample`; their sequences were started. Raises KeyError otherwise.
         """
         states = [self._rows[row.sequence_id] for row in rows]
+        # First: on a GPU the logits are still being computed.
+        waiting = _waiting(states)
+        masks = self._mask_bits(states)
         plain = [index for index, state in enumerate(states) if state.plain]
         choices: dict[int, Choice] = {}
         if plain:
             chosen = _choose_plain(logits if len(plain) == len(rows) else logits[plain], [states[i] for i in plain])
             choices.update(zip(plain, chosen, strict=True))
-        for group in _groups(states, at_once=1 if self._device.type == "cpu" else _GPU_ROWS):
-            chosen = self._choose_group(logits[group], [rows[i] for i in group], [states[i] for i in group])
+        for group in _groups(states, waiting, at_once=1 if self._device.type == "cpu" else _GPU_ROWS):
+            bits = torch.stack([masks[i] for i in group]) if states[group[0]].kinds.masked else None
+            chosen = self._choose_group(logits[group], [rows[i] for i in group], [states[i] for i in group], bits)
             choices.update(zip(group, chosen, strict=True))
-        for index, state in enumerate(states):
-            state.remember(choices[index].token_id)
-        return [choices[index] for index in range(len(rows))]
+        return [
+            None if index in waiting else self._remember(state, choices.get(index))
+            for index, state in enumerate(states)
+        ]
 
-    def _choose_group(self, logits: torch.Tensor, rows: Sequence[Row], states: Sequence[SamplingRow]) -> list[Choice]:
+    def _mask_bits(self, states: Sequence[SamplingRow]) -> dict[int, torch.Tensor]:
+        """The mask ([words] int32) of each row whose grammar can be followed; the others' `fault` says why not."""
+        followed = [
+            (index, state.matcher)
+            for index, state in enumerate(states)
+            if state.matcher is not None and state.fault is None
+        ]
+        if not followed or self._masks is None:
+            return {}
+        bits = self._masks.bits([matcher for _, matcher in followed])
+        for index, _ in followed:
+            states[index].look_for_fault()
+        return {index: line for (index, _), line in zip(followed, bits, strict=True)}
+
+    def _remember(self, state: SamplingRow, choice: Choice | None) -> Choice | GenerationError:
+        if choice is not None:
+            state.remember(choice.token_id)
+        if choice is not None and state.fault is None:
+            return choice
+        if self._compiler is not None and state.params.grammar is not None:
+            self._compiler.forget(state.params.grammar)
+        return GenerationError(state.fault or "no token could be chosen")
+
+    def _choose_group(
+        self,
+        logits: torch.Tensor,
+        rows: Sequence[Row],
+        states: Sequence[SamplingRow],
+        bits: torch.Tensor | None,
+    ) -> list[Choice]:
         """Choose for rows of the same kinds; `logits` [rows, vocab] is a copy that may be changed."""
         params = [state.params for state in states]
         lengths = [row.position + len(row.token_ids) for row in rows]
         keys = [noise.draw_key(asked.seed, length) for asked, length in zip(params, lengths, strict=True)]
-        self._edit(logits, states, lengths)
+        self._edit(logits, states, lengths, bits)
         if not states[0].kinds.narrowed:
             return self._draw(Candidates(logits, self._vocab.expand_as(logits)), params, keys)
         choices: list[Choice | None] = [None] * len(rows)
@@ -93,7 +144,13 @@ class Sampler:
                 break
         return [choice for choice in choices if choice is not None]
 
-    def _edit(self, logits: torch.Tensor, states: Sequence[SamplingRow], lengths: Sequence[int]) -> None:
+    def _edit(
+        self,
+        logits: torch.Tensor,
+        states: Sequence[SamplingRow],
+        lengths: Sequence[int],
+        bits: torch.Tensor | None,
+    ) -> None:
         kinds = states[0].kinds
         if kinds.biased:
             for line, state in zip(logits, states, strict=True):
@@ -102,6 +159,8 @@ class Sampler:
         if kinds.penalized:
             self._penalize(logits, states, lengths)
         processors.define(logits)
+        if bits is not None and self._masks is not None:
+            self._masks.apply(logits, bits)
         if kinds.tempered:
             processors.temperature(logits, self._column(state.params.temperature for state in states))
 
@@ -143,7 +202,7 @@ class Sampler:
             key = torch.tensor(keys, dtype=torch.int64, device=self._device).unsqueeze(-1)
             picked = (kept.values + noise.gumbel(key, kept.ids)).argmax(-1, keepdim=True)
         else:
-            picked = kept.values.argmax(-1, keepdim=True)
+            picked = _argmax(kept.values).unsqueeze(-1)
         logprobs = kept.values.log_softmax(-1)
         token_ids = kept.ids.gather(-1, picked).squeeze(-1).tolist()
         chosen = logprobs.gather(-1, picked).squeeze(-1).tolist()
@@ -240,10 +299,24 @@ def _known(logprob: float) -> float:
     return logprob + 0.0 if logprob == logprob else -torch.inf
 
 
-def _groups(states: Sequence[SamplingRow], at_once: int) -> list[list[int]]:
-    """Places of the rows that are not plain, put together by the kinds of work they need, `at_once` at most."""
+def _waiting(states: Sequence[SamplingRow]) -> set[int]:
+    """Places of the rows whose grammars are not compiled yet, after a moment's patience."""
+    until = time.monotonic() + _PATIENCE_S
+    return {
+        index
+        for index, state in enumerate(states)
+        if state.kinds.masked and not state.settle_grammar(max(0.0, until - time.monotonic()))
+    }
+
+
+def _groups(states: Sequence[SamplingRow], waiting: set[int], at_once: int) -> list[list[int]]:
+    """Places of the rows to choose for and not plain, put together by the work they need, `at_once` at most."""
     kinds: dict[Kinds, list[int]] = {}
     for index, state in enumerate(states):
-        if not state.plain:
+        if not state.plain and state.fault is None and index not in waiting:
             kinds.setdefault(state.kinds, []).append(index)
-    return [places[start : start + at_once] for places in kinds.values() for start in range(0, len(places), at_once)]
+    groups = []
+    for kind, places in kinds.items():
+        most = _GPU_ROWS if kind == _ONLY_MASKED else at_once
+        groups += [places[start : start + most] for start in range(0, len(places), most)]
+    return groups

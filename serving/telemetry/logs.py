@@ -8,6 +8,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 LEVELS = {
     "trace": logging.DEBUG,
@@ -25,15 +26,16 @@ PREFIXES_OF_TGI = "text_generation"  # text_generation_launcher, text_generation
 
 
 class TextFormatter(logging.Formatter):
-    """`2026-11-21T09:00:00.000000Z  INFO serving.worker: Ready`, then a traceback where there is one."""
+    """`2026-11-21T09:00:00.000000Z  INFO serving.worker: Ready`, then its fields, or a traceback where there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = f"{_timestamp(record)} {_level(record):>5} {record.name}: {_one_line(record.getMessage())}"
+        line += "".join(f" {name}={_one_line(str(value))}" for name, value in _fields(record).items())
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
 class JSONFormatter(logging.Formatter):
-    """One flat JSON object, with TGI's keys."""
+    """One flat JSON object, with TGI's keys, then the record's fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -41,6 +43,7 @@ class JSONFormatter(logging.Formatter):
             "level": _level(record),
             "message": record.getMessage(),
             "target": record.name,
+            **_fields(record),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -81,6 +84,12 @@ def _directives(text: str) -> Iterator[tuple[str, int]]:
         target, _, name = part.strip().rpartition("=")
         if name in LEVELS:
             yield target, LEVELS[name]
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    """What was logged with `extra={"fields": ...}`."""
+    fields: dict[str, Any] = getattr(record, "fields", {})
+    return fields
 
 
 def _timestamp(record: logging.LogRecord) -> str:

@@ -14,11 +14,15 @@ from serving.api.app import create_app
 from serving.api.identity import Identity
 from serving.bridge import Bridge, State
 from serving.engine.engine import Engine
+from serving.grammar.grammars import Grammars
+from serving.plan import StepPlan
+from serving.protocol import SamplingParams, StepStats
 from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
 from serving.tokenizer import Tokenizer
 from serving.validation.chat_template import ChatTemplate
-from serving.validation.validator import Limits, Validator
+from serving.validation.parameters import Limits
+from serving.validation.validator import Validator
 
 BOS, EOS = 256, 257
 UNKNOWN_TO_MODEL = 258
@@ -43,10 +47,13 @@ TOKENIZER = byte_tokenizer()
 
 
 def spoken(prompt: list[int]) -> list[int]:
-    """What the device says: what stands behind the last `say:` of the prompt, else " world"."""
+    """What the device says: what stands in the line behind the last `say:` of the prompt, else " world".
+
+    There `␤` is a line's end.
+    """
     text = TOKENIZER.decode(prompt)
     said = text.rpartition("say:")[2].partition("\n")[0] if "say:" in text else " world"
-    return TOKENIZER.encode(said, add_special_tokens=False)
+    return TOKENIZER.encode(said.replace("␤", "\n"), add_special_tokens=False)
 
 
 class Server:
@@ -54,6 +61,7 @@ class Server:
 
     Attributes:
         client: calls it.
+        steps: the numbers of every step so far.
     """
 
     def __init__(
@@ -65,6 +73,10 @@ class Server:
         pipeline_tag: str | None = None,
         prefill_logprobs: bool = True,
         keep_alive_s: float = 15.0,
+        max_rows: int = 16,
+        model_id: str = "demo/model",
+        max_total_tokens: int = 64,
+        grammars: bool = False,
         start_gate=None,
         **runner,
     ) -> None:
@@ -75,30 +87,44 @@ class Server:
             max_best_of=settings.max_best_of,
             max_stop_sequences=settings.max_stop_sequences,
             max_top_n_tokens=settings.max_top_n_tokens,
-            max_input_tokens=63,
-            max_total_tokens=64,
+            max_input_tokens=max_total_tokens - 1,
+            max_total_tokens=max_total_tokens,
+            max_client_batch_size=settings.max_client_batch_size,
         )
-        self.metrics.model_loaded(max_input_tokens=63, max_total_tokens=64, block_size=4)
+        self.metrics.model_loaded(
+            max_input_tokens=max_total_tokens - 1, max_total_tokens=max_total_tokens, block_size=4
+        )
 
         def start():
             if start_gate is not None:
                 start_gate.wait()
-            engine = Engine(self.runner, TOKENIZER, eos_token_ids=frozenset({EOS}), max_step_tokens=256, max_rows=16)
+            engine = Engine(
+                self.runner, TOKENIZER, eos_token_ids=frozenset({EOS}), max_step_tokens=256, max_rows=max_rows
+            )
             validator = Validator(
                 tokenizer=TOKENIZER,
                 chat_template=None if template is None else ChatTemplate(template, {"bos_token": "<s>"}),
                 limits=limits,
                 facts=self.runner.facts,
                 prefill_logprobs=prefill_logprobs,
+                grammars=Grammars(TOKENIZER.to_json(), vocab_size=UNKNOWN_TO_MODEL, eos_token_ids=[EOS])
+                if grammars
+                else None,
             )
             return engine, lambda: FakeRunner(**runner), validator
 
-        self.bridge = Bridge(start, permits=permits, keep_alive_s=keep_alive_s)
+        self.steps: list[StepStats] = []
+
+        def on_step(stats: StepStats) -> None:
+            self.steps.append(stats)
+            self.metrics.step(stats)
+
+        self.bridge = Bridge(start, permits=permits, keep_alive_s=keep_alive_s, on_step=on_step)
         self.app = create_app(
             bridge=self.bridge,
             settings=settings,
             metrics=self.metrics,
-            identity=Identity(model_id="demo/model", version="1.2.3", model_pipeline_tag=pipeline_tag),
+            identity=Identity(model_id=model_id, version="1.2.3", model_pipeline_tag=pipeline_tag),
         )
         self.client: FlaskClient = self.app.test_client()
 
@@ -108,6 +134,18 @@ class Server:
             assert time.monotonic() < limit, f"still {self.bridge.state}: {self.bridge.failure}"
             gevent.sleep(0.002)
         return self
+
+    def started(self) -> list[tuple[str, SamplingParams]]:
+        """The prompts that the device starts from now on, and how their tokens shall be chosen."""
+        prompts: list[tuple[str, SamplingParams]] = []
+        submit = self.runner.submit
+
+        def watched(plan: StepPlan) -> None:
+            prompts.extend((TOKENIZER.decode(new.token_ids[: new.prompt_length]), new.sampling) for new in plan.started)
+            submit(plan)
+
+        self.runner.submit = watched
+        return prompts
 
     def metric(self, line: str) -> str | None:
         """The value of a series."""
@@ -130,6 +168,20 @@ def serve():
         server = Server(settings=settings, **options)
         servers.append(server)
         return server.wait() if ready else server
+
+    yield make
+    for server in servers:
+        server.bridge.close()
+
+
+@pytest.fixture(scope="module")
+def serve_module():
+    """A function that makes a server for requests without lasting effects; all of them end with the module."""
+    servers = []
+
+    def make(**options) -> Server:
+        servers.append(Server(settings=Settings(max_best_of=3), **options))
+        return servers[-1].wait()
 
     yield make
     for server in servers:

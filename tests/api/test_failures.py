@@ -161,12 +161,27 @@ def test_a_stream_outlives_its_device(serve, events):
     assert last["generated_text"] == "hi"
 
 
-def test_a_fault_shows_nothing_of_the_inside(serve, monkeypatch, caplog):
+WRAPPED_FAULT = {"message": "Internal server error", "type": "server_error", "param": None, "code": None}
+
+
+@pytest.mark.parametrize(
+    ("path", "request_body", "error"),
+    [
+        ("/generate", {"inputs": "x"}, "Internal server error"),
+        ("/vertex", {"instances": [CHAT]}, "Internal server error"),
+        ("/v1/chat/completions", CHAT, WRAPPED_FAULT),
+        ("/v1/completions", {"prompt": "x"}, WRAPPED_FAULT),
+        ("/invocations", {"inputs": "x"}, "Internal server error"),
+        ("/invocations", CHAT, WRAPPED_FAULT),
+        ("/invocations", {"prompt": "x"}, WRAPPED_FAULT),
+    ],
+)
+def test_a_fault_shows_nothing_of_the_inside(serve, monkeypatch, caplog, path, request_body, error):
     server = serve()
     monkeypatch.setattr(type(server.bridge), "permit", lambda self: 1 / 0)
-    response = server.client.post("/generate", json={"inputs": "x"})
+    response = server.client.post(path, json=request_body)
     assert response.status_code == 500
-    assert response.json == {"error": "Internal server error", "error_type": "internal"}
+    assert response.json == {"error": error, "error_type": "internal"}
     assert "ZeroDivisionError" in caplog.text
 
 

@@ -237,16 +237,6 @@ def test_keep_alive_comments_fill_silence(serve):
     assert b'"generated_text":"a"' in body
 
 
-def test_tokenize_gives_byte_offsets(client):
-    response = client.post("/tokenize", json={"inputs": "hé"})
-    assert body(response) == (
-        '[{"id":256,"text":"","start":0,"stop":0},{"id":71,"text":"h","start":0,"stop":1},'
-        '{"id":127,"text":"é","start":1,"stop":3},{"id":102,"text":"é","start":1,"stop":3}]'
-    )
-    assert client.post("/tokenize", json={"inputs": ""}).json == [{"id": 256, "text": "", "start": 0, "stop": 0}]
-
-
 def test_long_texts_go_the_same_way(client):
-    assert len(client.post("/tokenize", json={"inputs": "a" * 30_000}).json) == 30_001
     response = client.post("/generate", json={"inputs": "a" * 30_000, "parameters": {"max_new_tokens": 1}})
     assert "Given: 30001 `inputs` tokens and 1 `max_new_tokens`" in response.json["error"]

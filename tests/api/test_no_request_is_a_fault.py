@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serving.api.schemas.chat import ChatRequest
+from serving.api.schemas.completions import CompletionRequest
 from serving.api.schemas.native import GenerateParameters
 
 odd = st.one_of(
@@ -35,14 +36,36 @@ chats = st.builds(
         st.sampled_from([name for name in ChatRequest.model_fields if name != "messages"]), odd, max_size=4
     ),
 )
+completions = st.builds(
+    lambda prompt, fields: {**fields, "prompt": prompt},
+    st.text(max_size=20) | odd | st.lists(st.lists(st.integers(0, 258), max_size=3), max_size=3),
+    st.dictionaries(
+        st.sampled_from([name for name in CompletionRequest.model_fields if name != "prompt"]), odd, max_size=4
+    ),
+)
+instances = st.lists(
+    chats | st.fixed_dictionaries({"inputs": st.text(max_size=20)}, optional={"parameters": parameters})
+)
 bodies = st.one_of(
     odd,
     chats,
+    completions,
+    st.fixed_dictionaries({"instances": instances | odd}),
     st.fixed_dictionaries(
         {"inputs": st.text(max_size=20)}, optional={"parameters": parameters | odd, "stream": odd, "messages": odd}
     ),
 )
-PATHS = ["/", "/generate", "/generate_stream", "/invocations", "/tokenize", "/v1/chat/completions"]
+PATHS = [
+    "/",
+    "/generate",
+    "/generate_stream",
+    "/invocations",
+    "/tokenize",
+    "/chat_tokenize",
+    "/vertex",
+    "/v1/chat/completions",
+    "/v1/completions",
+]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -51,7 +74,7 @@ PATHS = ["/", "/generate", "/generate_stream", "/invocations", "/tokenize", "/v1
 def test_no_body_is_a_fault(server, path, body):
     text = json.dumps(body).encode()
     response = server.client.post(path, data=text, content_type="application/json")
-    assert response.status_code in (200, 400, 422), response.data
+    assert response.status_code in (200, 400, 422, 429), response.data
     assert b'"error_type":"internal"' not in response.get_data()
     response.close()
     assert server.bridge.open_requests == 0

@@ -1,5 +1,9 @@
 """OpenAI's chat route: shapes, mended semantics and errors."""
 
+import threading
+
+import httpx2
+import openai
 import pytest
 
 URL = "/v1/chat/completions"
@@ -96,6 +100,19 @@ def test_logprobs_are_given_token_by_token(client, events):
     ]  # fmt: skip
     *chunks, _ = events(client.post(URL, json={**asked, "stream": True}))
     assert [chunk["choices"][0]["logprobs"]["content"] for chunk in chunks] == [[token] for token in whole["content"]]
+
+
+def test_alternatives_without_log_probabilities_are_not_shown(client):
+    response = client.post(URL, json=chat("say:a", top_logprobs=2))
+    assert response.status_code == 200
+    assert response.json["choices"][0]["logprobs"] is None
+
+
+def test_variables_for_the_template_reach_it(serve):
+    server = serve(template="{{ 'say:yes' if enable_thinking else 'say:no' }}\n")
+    for wanted, said in ((True, "yes"), (False, "no")):
+        whole = server.client.post(URL, json=chat(chat_template_kwargs={"enable_thinking": wanted})).json
+        assert whole["choices"][0]["message"]["content"] == said
 
 
 @pytest.mark.parametrize("stop", ["el", ["el"], ["zz", "el"]])
@@ -217,41 +234,43 @@ def test_a_conversation_with_tool_messages_is_rendered(client):
 
 
 def test_a_last_message_of_the_assistant_is_continued(client):
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "say:on  "}]
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "say:on"}]
     response = client.post(URL, json={"messages": messages})
     assert response.headers["x-compute-characters"] == str(len("<user>a\n<assistant>say:on"))
 
 
 @pytest.mark.parametrize(
-    ("fields", "kind", "message"),
+    ("fields", "message"),
     [
-        ({"temperature": -1}, "validation", "`temperature` must be strictly positive"),
-        ({"top_p": 0}, "validation", "`top_p` must be > 0.0 and < 1.0"),
-        ({"presence_penalty": 2.5}, "validation", "`presence_penalty` must be >= -2.0 and <= 2.0"),
-        ({"frequency_penalty": 2.5}, "validation", "`frequency_penalty` must be >= -2.0 and <= 2.0"),
-        ({"n": 0}, "validation", "`n` must be > 0 and <= 3. Given: 0"),
-        ({"n": 4}, "validation", "`n` must be > 0 and <= 3. Given: 4"),
-        ({"top_logprobs": 6}, "validation", "`top_n_tokens` must be >= 0 and <= 5. Given: 6"),
-        ({"logit_bias": {"x": 1}}, "validation", "`logit_bias` keys must be token ids < 258"),
-        ({"logit_bias": {"258": 1}}, "validation", "`logit_bias` keys must be token ids < 258"),
-        ({"logit_bias": {"1": 101}}, "validation", "`logit_bias` values must be >= -100.0 and <= 100.0"),
+        ({"temperature": -1}, "`temperature` must be strictly positive"),
+        ({"top_p": 0}, "`top_p` must be > 0.0 and < 1.0"),
+        ({"presence_penalty": 2.5}, "`presence_penalty` must be >= -2.0 and <= 2.0"),
+        ({"frequency_penalty": 2.5}, "`frequency_penalty` must be >= -2.0 and <= 2.0"),
+        ({"n": 0}, "`n` must be > 0 and <= 3. Given: 0"),
+        ({"n": 4}, "`n` must be > 0 and <= 3. Given: 4"),
+        ({"top_logprobs": 6}, "`top_n_tokens` must be >= 0 and <= 5. Given: 6"),
+        ({"logit_bias": {"x": 1}}, "`logit_bias` keys must be token ids < 258"),
+        ({"logit_bias": {"258": 1}}, "`logit_bias` keys must be token ids < 258"),
+        ({"logit_bias": {"1": 101}}, "`logit_bias` values must be >= -100.0 and <= 100.0"),
         (
             {"logit_bias": {str(i): 1 for i in range(1025)}},
-            "validation",
             "`logit_bias` must have at most 1024 entries",
         ),
-        ({"response_format": {"type": "json_object"}}, "validation", "grammar is not supported"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tool_error", "tools are not supported yet"),
+        ({"response_format": {"type": "json_object"}}, "grammar is not supported"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_errors_are_wrapped_and_have_a_real_status(client, fields, kind, message, stream):
+def test_errors_are_wrapped_and_have_a_real_status(client, fields, message, stream):
     response = client.post(URL, json=chat(stream=stream, **fields))
-    prefix = {"validation": "Input validation error: ", "tool_error": "Tool error: "}[kind]
     assert response.status_code == 422
     assert response.json == {
-        "error": {"message": prefix + message, "type": "invalid_request_error", "param": None, "code": None},
-        "error_type": kind,
+        "error": {
+            "message": f"Input validation error: {message}",
+            "type": "invalid_request_error",
+            "param": None,
+            "code": None,
+        },
+        "error_type": "validation",
     }
 
 
@@ -304,3 +323,92 @@ def test_other_shapes_are_refused_by_the_framework(client, broken):
     assert response.status_code == 422
     assert response.content_type == "text/plain; charset=utf-8"
     assert response.text.startswith("Failed to deserialize the JSON body into the target type: ")
+
+
+class TestOpenAIClient:
+    """OpenAI's own client, without a network."""
+
+    @pytest.fixture
+    def connect(self):
+        """A function that makes a client of a server."""
+        clients = []
+
+        def connect(server, key="-"):
+            transport = httpx2.WSGITransport(app=server.app)
+            clients.append(
+                openai.OpenAI(
+                    base_url="http://weir/v1",
+                    api_key=key,
+                    max_retries=0,
+                    http_client=httpx2.Client(transport=transport),
+                )
+            )
+            return clients[-1].chat.completions.create
+
+        yield connect
+        for client in clients:
+            client.close()
+
+    def test_an_answer(self, connect, server):
+        answer = connect(server)(model="tgi", logprobs=True, top_logprobs=1, **chat("say:hé"))
+        (choice,) = answer.choices
+        assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", "hé", "stop")
+        assert choice.message.tool_calls is None
+        assert choice.logprobs.content[-1].top_logprobs[0].token == "</s>"
+        assert choice.logprobs.content[0].bytes is None
+        assert answer.usage.total_tokens == answer.usage.prompt_tokens + 4
+
+    def test_a_stream(self, connect, server):
+        options = {"include_usage": True}
+        *chunks, last = connect(server)(model="tgi", stream=True, stream_options=options, **chat("say:ab"))
+        assert "".join(chunk.choices[0].delta.content for chunk in chunks) == "ab"
+        assert chunks[-1].choices[0].finish_reason == "stop"
+        assert (last.choices, last.usage.completion_tokens) == ([], 3)
+
+    @pytest.mark.parametrize(
+        ("fields", "kind"),
+        [({"temperature": -1}, openai.UnprocessableEntityError), ({"messages": None}, openai.UnprocessableEntityError)],
+    )
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_what_is_wrong_with_a_request(self, connect, server, fields, kind, stream):
+        with pytest.raises(kind):
+            connect(server)(model="tgi", stream=stream, **{**chat(), **fields})
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_a_wrong_key(self, connect, serve, stream):
+        server = serve(api_key="right")
+        with pytest.raises(openai.AuthenticationError):
+            connect(server, "wrong")(model="tgi", stream=stream, **chat())
+        assert connect(server, "right")(model="tgi", **chat("say:a")).choices[0].message.content == "a"
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_too_many_requests(self, connect, serve, stream):
+        server = serve(permits=1)
+        with pytest.raises(openai.RateLimitError) as caught:
+            connect(server)(model="tgi", n=2, stream=stream, **chat())
+        assert caught.value.response.headers["retry-after"]
+        assert caught.value.type == "rate_limit_error"
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_a_model_that_is_not_loaded(self, connect, serve, stream):
+        gate = threading.Event()
+        server = serve(ready=False, start_gate=gate)
+        try:
+            with pytest.raises(openai.InternalServerError, match="Model is loading"):
+                connect(server)(model="tgi", stream=stream, **chat())
+        finally:
+            gate.set()
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_a_generation_that_fails_at_once(self, connect, serve, stream):
+        server = serve(bad_choice=lambda row, choice: None)
+        with pytest.raises(openai.APIStatusError, match="Request failed during generation") as caught:
+            connect(server)(model="tgi", stream=stream, **chat())
+        assert caught.value.status_code == 424
+
+    def test_a_generation_that_fails_later(self, connect, serve):
+        server = serve(bad_choice=lambda row, choice: None if row.position > 30 else choice)
+        stream = connect(server)(model="tgi", stream=True, **chat("say:abcdefghijkl"))
+        assert next(stream).choices[0].delta.content == "a"
+        with pytest.raises(openai.APIError, match="Request failed during generation"):
+            list(stream)

@@ -19,6 +19,17 @@ def test_messages_are_answered_as_a_chat(client, events):
     assert events(client.post("/invocations", json={**CHAT, "stream": True}))[-1] == "[DONE]"
 
 
+def test_prompts_are_answered_as_completions(client, events):
+    response = client.post("/invocations", json={"prompt": ["say:ok", "say:no"]})
+    assert [choice["text"] for choice in response.json["choices"]] == ["ok", "no"]
+    assert response.json["object"] == "text_completion"
+    assert events(client.post("/invocations", json={"prompt": "say:ok", "stream": True}))[-1] == "[DONE]"
+
+
+def test_messages_win_over_prompts(client):
+    assert client.post("/invocations", json={**CHAT, "prompt": "x"}).json["object"] == "chat.completion"
+
+
 def test_inputs_win_over_messages_if_they_fit(client):
     assert "generated_text" in client.post("/invocations", json={**CHAT, "inputs": "x"}).json[0]
     assert "choices" in client.post("/invocations", json={**CHAT, "inputs": ["x"]}).json
@@ -33,7 +44,8 @@ def test_errors_are_told_in_the_dialect_of_the_body(client):
 
 
 @pytest.mark.parametrize(
-    "body", [{}, [], {"inputs": 1}, {"prompt": "x"}, {"inputs": "x", "parameters": {"top_k": 1.5}}]
+    "body",
+    [{}, [], {"inputs": 1}, {"prompt": []}, {"prompt": "x", "n": "1"}, {"inputs": "x", "parameters": {"top_k": 1.5}}],
 )
 def test_other_shapes(client, body):
     response = client.post("/invocations", json=body)

@@ -50,8 +50,8 @@ RULES = [
     ({"typical_p": 0, "top_k": 0}, "`typical_p` must be > 0.0 and < 1.0"),
     ({"max_new_tokens": 0, "stop": list("abcde")}, "`max_new_tokens` must be strictly positive"),
     ({"stop": list("abcde"), "top_n_tokens": 9}, "`stop` supports up to 4 stop sequences. Given: 5"),
-    ({"grammar": {}, "max_new_tokens": 63}, "`inputs` tokens + `max_new_tokens` must be <= 64. Given: 2 `inputs` "
-     "tokens and 63 `max_new_tokens`"),
+    ({"grammar": {"type": "regex", "value": "a"}, "max_new_tokens": 63},
+     "`inputs` tokens + `max_new_tokens` must be <= 64. Given: 2 `inputs` tokens and 63 `max_new_tokens`"),
 ]  # fmt: skip
 WHOLE_ONLY = [
     ({"best_of": 4}, "`best_of` must be > 0 and <= 3. Given: 4"),

@@ -112,6 +112,13 @@ class Server:
             self.lines.append(line)
         return code
 
+    def remaining_lines(self) -> list[str]:
+        """Everything that it has logged; once it is stopped."""
+        with contextlib.suppress(queue.Empty):
+            while (line := self._fresh.get_nowait()) is not None:
+                self.lines.append(line)
+        return self.lines
+
     def get(self, path: str, **options) -> requests.Response:
         return requests.get(self.url + path, timeout=30, **options)
 
@@ -119,9 +126,9 @@ class Server:
         return requests.post(self.url + path, json=body, timeout=60, **options)
 
     def processes(self) -> list[psutil.Process]:
-        """The arbiter, its worker, the worker's device process."""
+        """The arbiter, its worker, the worker's device process, and then those in which grammars are tried."""
         arbiter = psutil.Process(self.process.pid)
-        return [arbiter, *arbiter.children(recursive=True)]
+        return [arbiter, *sorted(arbiter.children(recursive=True), key=_tries_grammars)]
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -138,6 +145,12 @@ class Server:
         self._reader.join()
         assert self.process.stdout is not None
         self.process.stdout.close()
+
+
+def _tries_grammars(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return "serving.grammar.process" in process.cmdline()
+    return False
 
 
 @pytest.fixture(scope="session")
@@ -191,6 +204,16 @@ def start(model_directory) -> Iterator[Callable[..., Server]]:
 def server(model_directory) -> Iterator[Server]:
     """One server for the tests of a module that leave it as they found it."""
     server = Server([f"--model-id={model_directory}", *SMALL], {})
+    try:
+        yield server.wait_ready()
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def demo_server() -> Iterator[Server]:
+    """One server of the demo model for the tests of a module that leave it as they found it."""
+    server = Server(list(SMALL), {})
     try:
         yield server.wait_ready()
     finally:

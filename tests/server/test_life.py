@@ -21,11 +21,11 @@ def gone(processes: list[psutil.Process], seconds: float = 10) -> bool:
 
 
 def test_one_worker_owns_one_device_process_and_only_that_knows_torch(server):
-    arbiter, worker, device = server.processes()
+    arbiter, worker, device, trial = server.processes()
     assert worker.ppid() == arbiter.pid
     assert device.ppid() == worker.pid
     assert "torch" in Path(f"/proc/{device.pid}/maps").read_text()
-    for process in (arbiter, worker):
+    for process in (arbiter, worker, trial):
         assert "torch" not in Path(f"/proc/{process.pid}/maps").read_text()
 
 
@@ -113,9 +113,9 @@ def test_a_killed_device_process_is_replaced_and_streams_go_on(start):
 
 def test_a_killed_worker_takes_its_device_process_along_and_is_replaced(start):
     server = start().wait_ready()
-    _, worker, device = server.processes()
+    _, worker, *children = server.processes()
     worker.kill()
-    assert gone([worker, device])
+    assert gone([worker, *children])
     server.wait_line("Ready")
     assert server.post("/generate", SHORT).status_code == 200
 

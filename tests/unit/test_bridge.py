@@ -30,7 +30,10 @@ def request(tokens: int = 8, prompt: str = "hello") -> Request:
 class House:
     """A bridge over fake devices, with what the test wants to see of it."""
 
-    def __init__(self, *runners: FakeRunner, before: Callable[[], None] = lambda: None, **options) -> None:
+    def __init__(
+        self, *runners: FakeRunner, before: Callable[[], None] = lambda: None, max_rows: int = 64, **options
+    ) -> None:
+        self.max_rows = max_rows
         self.runners = list(runners) or [FakeRunner(vocab_size=258)]
         self.left = iter(self.runners)
         self.before = before
@@ -41,7 +44,11 @@ class House:
     def start(self) -> tuple[Engine, Callable[[], Runner], str]:
         self.before()
         engine = Engine(
-            self.start_runner(), byte_tokenizer(), eos_token_ids=frozenset({0}), max_step_tokens=512, max_rows=64
+            self.start_runner(),
+            byte_tokenizer(),
+            eos_token_ids=frozenset({0}),
+            max_step_tokens=512,
+            max_rows=self.max_rows,
         )
         return engine, self.start_runner, "loaded"
 
@@ -101,6 +108,64 @@ def test_streams_are_served_together(build):
     gevent.joinall(streams, raise_error=True)
     assert max(step.rows for step in house.steps) == 3
     assert sum(len(output.tokens) for stream in streams for output in stream.value) == 30
+
+
+def submit_all(bridge, *requests, client=None):
+    permits = [bridge.permit() for _ in requests]
+    return bridge.submit_all(requests, client, permits)
+
+
+def test_requests_of_one_answer_share_a_stream_and_none_waits_for_another(build):
+    house = build(slow(max_rows=1), max_rows=1)
+    stream = submit_all(house.wait(), request(3, "a"), request(2, "b"), request(4, "c"))
+    outputs = words(stream)
+    first, second, third = stream.numbers
+    assert [output.request_id for output in outputs] == [first] * 3 + [second] * 2 + [third] * 4
+    assert house.bridge.open_requests == 0
+
+
+def test_a_request_that_is_done_gives_its_permit_back_before_its_siblings_are(build):
+    bridge = build(slow()).wait()
+    stream = submit_all(bridge, request(50, "a"), request(2, "b"))
+    for output in stream:
+        if output is not None and output.finish is not None:
+            assert bridge.open_requests == 1, "the last one's stays until its last output is dealt with"
+    assert bridge.open_requests == 0
+
+
+def test_closing_a_shared_stream_aborts_all_of_it(build):
+    house = build(slow())
+    bridge = house.wait()
+    stream = submit_all(bridge, request(1000, "a"), request(1000, "b"))
+    outputs = iter(stream)
+    next(outputs)
+    outputs.close()
+    assert bridge.open_requests == 0
+    wait_until(lambda: house.steps[-1].running == 0 or not bridge._engine_loop.busy)
+    words(bridge.submit(request(1)))
+    assert len(house.runners[0].rows) == 1
+
+
+def test_a_client_that_is_gone_ends_the_whole_of_a_shared_stream(build):
+    bridge = build(slow()).wait()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        stream = submit_all(bridge, request(1000, "a"), request(2, "b"), client=ours)
+        gevent.spawn_later(0.1, theirs.close)
+        with pytest.raises(ClientGone):
+            words(stream)
+    assert bridge.open_requests == 0
+
+
+def test_a_shared_stream_is_handed_over_whole_or_not_at_all(build):
+    bridge = build().wait()
+    permits = [bridge.permit(), bridge.permit()]
+    bridge.release(permits[1].number)
+    with pytest.raises(NotReady):
+        bridge.submit_all([request(), request()], None, permits)
+    assert not permits[0].handed_over
+    permits[0].close()
+    assert bridge.open_requests == 0
 
 
 def test_until_the_model_is_loaded_nothing_is_taken_and_the_hub_turns(build):

@@ -52,6 +52,8 @@ TGI = [
     ("otlp_service_name", "mine", "mine"),
     ("cors_allow_origin", "https://a.example", ("https://a.example",)),
     ("api_key", "s3cret", "s3cret"),
+    ("git_sha", "0123abc", "0123abc"),
+    ("docker_label", "sha-0123abc", "sha-0123abc"),
     ("watermark_gamma", "0.25", 0.25),
     ("watermark_delta", "1.5", 1.5),
     ("ngrok", "true", True),
@@ -168,6 +170,23 @@ def test_a_value_from_a_file(tmp_path):
     assert Settings.resolve(["--api-key", "@@home"], {}).api_key == "@home"
     with pytest.raises(ConfigurationError, match="No such file"):
         Settings.resolve(["--api-key", f"@{tmp_path}/none"], {})
+
+
+def test_a_file_may_hold_several_keys_and_the_environment_passes_them_on(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("one\n\n  two words \r\n")
+    settings = Settings.resolve([], {"API_KEY": f"@{file}"})
+    assert settings.api_keys == ("one", "two words")
+    assert Settings.resolve([], settings.environment()).api_keys == settings.api_keys
+    assert Settings.resolve([], {}).api_keys == ()
+
+
+@pytest.mark.parametrize("content", ["", "\n", "  \n\t\n"])
+def test_a_file_of_keys_without_a_key_opens_nothing(tmp_path, content):
+    file = tmp_path / "keys"
+    file.write_text(content)
+    with pytest.raises(ConfigurationError, match="holds no key"):
+        Settings.resolve([f"--api-key=@{file}"], {})
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,17 @@ Knows no rule on values: those are the validator's.
 
 from typing import Annotated, Any, Literal, Self
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 from pydantic import Field, model_validator
 
-from serving.api.schemas.openai import Logprobs, ResponseFormat, StreamOptions, Usage
+from serving.api.schemas.grammar import ResponseFormat
+from serving.api.schemas.openai import Logprobs, StreamOptions, Usage
 from serving.api.schemas.strict import F32, U32, U64, Array, StrictModel
-from serving.protocol import Grammar, GrammarKind
-from serving.validation.chat_template import Message
-from serving.validation.validator import Parameters
+from serving.errors import ToolError
+from serving.validation.chat_template import Conversation, Message
+from serving.validation.parameters import Parameters
+from serving.validation.tool_syntax import ToolSyntax
+from serving.validation.tools import Tool, ToolUse, chosen, named
 
 
 class TextPart(StrictModel):
@@ -46,6 +49,8 @@ class ChatMessage(StrictModel):
     name: str | None = None
     tool_calls: Array[dict[str, Any]] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
@@ -58,6 +63,47 @@ class ChatMessage(StrictModel):
         message = self.model_dump(exclude_none=True)
         message.setdefault("content", "")
         return message
+
+
+class FunctionDefinition(StrictModel):
+    """A function that the model may call. `arguments` is TGI's word for `parameters`."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    arguments: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolDefinition(StrictModel):
+    """A tool; there are functions only."""
+
+    type: str = "function"
+    function: FunctionDefinition
+
+    def as_tool(self) -> Tool:
+        """The function, with no parameters if none were given."""
+        given = self.function
+        parameters = given.arguments if given.parameters is None else given.parameters
+        return Tool(
+            name=given.name,
+            description=given.description,
+            parameters={"type": "object", "properties": {}} if parameters is None else parameters,
+            strict=bool(given.strict),
+        )
+
+
+class FunctionName(StrictModel):
+    """Which function."""
+
+    name: str
+
+
+class NamedTool(StrictModel):
+    """The tool that has to be called."""
+
+    type: str = "function"
+    function: FunctionName
 
 
 class ChatRequest(StrictModel):
@@ -77,7 +123,11 @@ class ChatRequest(StrictModel):
     stream_options: StreamOptions | None = None
     logprobs: bool | None = None
     top_logprobs: U32 | None = None
-    tools: Array[dict[str, Any]] | None = None
+    tools: Array[ToolDefinition] | None = None
+    tool_choice: str | NamedTool | None = None
+    tool_prompt: str | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     response_format: ResponseFormat | None = None
     logit_bias: dict[str, F32] | Array[F32] | None = None
     n: U32 | None = None
@@ -85,6 +135,29 @@ class ChatRequest(StrictModel):
     ignore_eos: bool | None = None
     stop_token_ids: Array[U32] | None = None
     include_stop_str_in_output: bool | None = None
+
+    def tool_use(self) -> ToolUse | None:
+        """Which functions the model may or must call, if any.
+
+        Raises:
+            ToolError: the choice names a function that is not there, or the answer's form is prescribed besides.
+        """
+        tools = [tool.as_tool() for tool in self.tools or ()]
+        if tools and self.response_format is not None and self.response_format.as_grammar() is not None:
+            raise ToolError("Grammar and tools are mutually exclusive")
+        if tools and isinstance(self.tool_choice, NamedTool):
+            return named(tools, self.tool_choice.function.name)
+        choice = None if isinstance(self.tool_choice, NamedTool) else self.tool_choice
+        return chosen(tools, choice, parallel=self.parallel_tool_calls is not False)
+
+    def conversation(self, syntax: ToolSyntax) -> Conversation:
+        """What the answer follows from.
+
+        Raises:
+            ToolError: as `tool_use`.
+        """
+        messages = [message.for_template() for message in self.messages]
+        return syntax.conversation(messages, self.tool_use(), self.tool_prompt, self.chat_template_kwargs or {})
 
     def checked_later(self) -> Parameters:
         """The same for the validator. Tokens are drawn unless the temperature is 0; TGI's list of biases is void."""
@@ -106,17 +179,32 @@ class ChatRequest(StrictModel):
             keep_stop_text=bool(self.include_stop_str_in_output),
             seed=self.seed,
             top_n_tokens=self.top_logprobs,
-            grammar=None
-            if self.response_format is None or self.response_format.type == "text"
-            else Grammar(GrammarKind.JSON_SCHEMA, ""),
+            grammar=None if self.response_format is None else self.response_format.as_grammar(),
         )
+
+
+class CalledFunction(Struct, frozen=True):
+    """A function that the model calls; of a stream's chunks only the first has its name."""
+
+    name: str | UnsetType
+    arguments: str
+
+
+class ToolCall(Struct, frozen=True, kw_only=True):
+    """A call, or in a stream what is new of it: there it has an index, and an id and a type with the first chunk."""
+
+    index: int | UnsetType = UNSET
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+    function: CalledFunction
 
 
 class AnswerMessage(Struct, frozen=True):
     """What the assistant says, or adds in a stream."""
 
     role: str
-    content: str
+    content: str | UnsetType
+    tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
 class Choice(Struct, frozen=True):

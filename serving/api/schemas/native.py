@@ -3,15 +3,14 @@
 Knows no rule on values: those are the validator's.
 """
 
-from typing import Any
-
 from msgspec import UNSET, Struct, UnsetType
 from pydantic import Field
 
 from serving.api.schemas.float32 import shortest
+from serving.api.schemas.grammar import TGIGrammar
 from serving.api.schemas.strict import F32, I32, U32, U64, Array, StrictModel
-from serving.protocol import FinishReason, Grammar, GrammarKind, OutputToken, TokenLogprob
-from serving.validation.validator import Parameters
+from serving.protocol import FinishReason, OutputToken, TokenLogprob
+from serving.validation.parameters import Parameters
 
 
 class GenerateParameters(StrictModel):
@@ -34,7 +33,7 @@ class GenerateParameters(StrictModel):
     decoder_input_details: bool = False
     seed: U64 | None = None
     top_n_tokens: U32 | None = None
-    grammar: dict[str, Any] | None = None
+    grammar: TGIGrammar | None = None
     adapter_id: str | None = None
     min_p: F32 | None = None
     ignore_eos: bool | None = None
@@ -63,7 +62,7 @@ class GenerateParameters(StrictModel):
             decoder_input_details=self.decoder_input_details,
             seed=self.seed,
             top_n_tokens=self.top_n_tokens,
-            grammar=None if self.grammar is None else Grammar(GrammarKind.JSON_SCHEMA, ""),
+            grammar=None if self.grammar is None else self.grammar.as_grammar(),
             adapter_id=self.adapter_id,
         )
 
@@ -158,6 +157,13 @@ class TokenizePiece(Struct, frozen=True):
     text: str
     start: int
     stop: int
+
+
+class ChatTokenizeResponse(Struct, frozen=True):
+    """The answer of `/chat_tokenize`."""
+
+    tokenize_response: list[TokenizePiece]
+    templated_text: str
 
 
 class Info(Struct, frozen=True, kw_only=True):

@@ -21,12 +21,6 @@ class StreamOptions(StrictModel):
     include_usage: bool = False
 
 
-class ResponseFormat(StrictModel):
-    """What the answer's text has to be."""
-
-    type: str
-
-
 class TopLogprob(Struct, frozen=True):
     """An alternative to a token."""
 
@@ -54,6 +48,22 @@ class Usage(Struct, frozen=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+
+
+class Model(Struct, frozen=True, kw_only=True):
+    """A model that is served."""
+
+    id: str
+    object: str = "model"
+    created: int
+    owned_by: str
+
+
+class ModelList(Struct, frozen=True, kw_only=True):
+    """The models that are served."""
+
+    object: str = "list"
+    data: list[Model]
 
 
 class ErrorDetail(Struct, frozen=True):

@@ -50,6 +50,14 @@ def test_an_output_says_what_the_token_is():
     assert (token.id, token.text, token.logprob, token.special, token.top) == (1, "a", -0.5, False, [])
 
 
+@pytest.mark.parametrize(("shown", "text"), [((), "ab"), ((0,), "a</s>b")])
+@pytest.mark.parametrize("stop_strings", [(), ("nothing",)])
+def test_a_special_token_belongs_to_the_text_only_where_it_shall(shown, text, stop_strings):
+    generation = Generation(n=3, ignore_eos=True, shown_token_ids=shown, stop_strings=stop_strings)
+    outputs = [generation.token(token_id) for token_id in (1, 0, 2)]
+    assert "".join(output.text for output in outputs) == outputs[-1].finish.text == text
+
+
 def test_text_before_an_incomplete_character_is_not_lost_at_the_end():
     generation = Generation(n=2)
     first, second = generation.token(1), generation.token(3)

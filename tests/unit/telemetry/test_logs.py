@@ -70,3 +70,19 @@ def test_configuring_twice_writes_once(capsys):
     logs.configure("info", json_output=False)
     logging.getLogger("serving.x").info("once")
     assert capsys.readouterr().out.count("once") == 1
+
+
+def test_fields_stand_behind_the_message_and_cannot_begin_a_line(capsys):
+    for json_output in (False, True):
+        logs.configure("info", json_output=json_output)
+        logging.getLogger("serving.x").info("Done", extra={"fields": {"status": 200, "name": "a\nb"}})
+    text, line = capsys.readouterr().out.splitlines()
+    assert text.endswith("serving.x: Done status=200 name=a\\nb")
+    assert json.loads(line) | {"timestamp": ""} == {
+        "timestamp": "",
+        "level": "INFO",
+        "message": "Done",
+        "target": "serving.x",
+        "status": 200,
+        "name": "a\nb",
+    }

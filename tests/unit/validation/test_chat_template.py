@@ -8,9 +8,9 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from serving.errors import ModelError, TemplateError
+from serving.errors import ConfigurationError, ModelError, TemplateError, ValidationError
 from serving.tokenizer import Tokenizer
-from serving.validation.chat_template import ChatTemplate
+from serving.validation.chat_template import ChatTemplate, Conversation
 
 BLOCKS = """{%- set ns = namespace(first=true) %}
 {{ bos_token }}
@@ -76,11 +76,12 @@ def test_it_renders_what_transformers_renders(source, messages):
 
     reference = PreTrainedTokenizerFast(tokenizer_object=backend(), chat_template=source, **SPECIAL)
     expected = reference.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    assert ChatTemplate(source, SPECIAL).render(messages) == expected
+    assert ChatTemplate(source, SPECIAL).render(Conversation(messages=messages)) == expected
 
 
 def render(source, content="hi", **bounds):
-    return ChatTemplate(source, {}, **bounds).render([{"role": "user", "content": content}])
+    messages = [{"role": "user", "content": content}]
+    return ChatTemplate(source, {}, **bounds).render(Conversation(messages=messages))
 
 
 def test_the_date_can_be_asked_for():
@@ -90,7 +91,7 @@ def test_the_date_can_be_asked_for():
 @pytest.mark.parametrize(
     ("messages", "rendered"),
     [
-        ([{"role": "assistant", "content": "so far "}], "<assistant>so far"),
+        ([{"role": "assistant", "content": "so far "}], "<assistant>so far "),
         ([{"role": "assistant", "content": "a"}, {"role": "assistant", "content": "a"}], "<assistant>a|<assistant>a"),
         ([{"role": "assistant", "content": ""}], "<assistant>"),
         ([{"role": "user", "content": "so far"}], "<user>so far|<assistant>"),
@@ -98,25 +99,26 @@ def test_the_date_can_be_asked_for():
 )
 def test_a_last_message_of_the_assistant_is_continued(messages, rendered):
     source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}|{% endfor %}<assistant>"
-    assert ChatTemplate(source, {}).render(messages) == rendered
+    assert ChatTemplate(source, {}).render(Conversation(messages=messages)) == rendered
 
 
 @pytest.mark.parametrize("content", [" x ", "x", " m\n"])
 def test_a_template_that_strips_content_is_continued_too(content):
     source = "{% for m in messages %}<{{ m.role }}>{{ m.content | trim }}<|im_end|>{% endfor %}"
     assert (
-        ChatTemplate(source, {}).render([{"role": "assistant", "content": content}]) == f"<assistant>{content.strip()}"
+        ChatTemplate(source, {}).render(Conversation(messages=[{"role": "assistant", "content": content}]))
+        == f"<assistant>{content.strip()}"
     )
 
 
 def test_continuing_leaves_the_messages_as_they_are():
     messages = [{"role": "assistant", "content": "so far"}]
-    ChatTemplate("{{ messages[0].content }}", {}).render(messages)
+    ChatTemplate("{{ messages[0].content }}", {}).render(Conversation(messages=messages))
     assert messages == [{"role": "assistant", "content": "so far"}]
 
 
 def test_a_template_that_hides_the_last_message_is_not_cut():
-    assert ChatTemplate("fixed", {}).render([{"role": "assistant", "content": "i"}]) == "fixed"
+    assert ChatTemplate("fixed", {}).render(Conversation(messages=[{"role": "assistant", "content": "i"}])) == "fixed"
 
 
 @pytest.mark.parametrize(
@@ -193,21 +195,168 @@ def test_where_the_template_is_looked_for(tmp_path):
         "pad_token": {"content": "p"},
     }
     assert load(tmp_path, {}) is None
-    assert load(tmp_path, config).render([]) == "config<s>p"
+    assert load(tmp_path, config).render(Conversation(messages=[])) == "config<s>p"
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "json"}))
-    assert load(tmp_path, config).render([]) == "json"
+    assert load(tmp_path, config).render(Conversation(messages=[])) == "json"
     (tmp_path / "chat_template.jinja").write_text("jinja")
-    assert load(tmp_path, config).render([]) == "jinja"
+    assert load(tmp_path, config).render(Conversation(messages=[])) == "jinja"
     (tmp_path / "other.json").write_text(json.dumps({"chat_template": "other"}))
     other = ChatTemplate.load(tmp_path, Tokenizer(backend(), config), tmp_path / "other.json")
     assert other is not None
-    assert other.render([]) == "other"
+    assert other.render(Conversation(messages=[])) == "other"
 
 
-def test_of_named_templates_the_default_is_taken(tmp_path):
-    named = [{"name": "rag", "template": "rag"}, {"name": "default", "template": "chat"}]
-    assert load(tmp_path, {"chat_template": named}).render([]) == "chat"
-    assert load(tmp_path, {"chat_template": named[:1]}) is None
+CHAT, TOOLS = (
+    {"name": "default", "template": "chat"},
+    {"name": "tool_use", "template": "{{ tools[0].n }}{{ bos_token }}"},
+)
+WITH_TOOLS = Conversation(messages=[], tools=[{"n": "f"}])
+
+
+def test_of_named_templates_the_default_is_taken_and_tool_use_for_tools(tmp_path):
+    rag = {"name": "rag", "template": "rag"}
+    named = load(tmp_path, {"chat_template": [rag, CHAT, TOOLS], "bos_token": "<s>"})
+    assert named.render(Conversation(messages=[])) == "chat"
+    assert named.render(WITH_TOOLS) == "f<s>"
+    assert named.source == TOOLS["template"]
+    assert load(tmp_path, {"chat_template": [rag, CHAT]}).render(WITH_TOOLS) == "chat"
+    assert load(tmp_path, {"chat_template": {"default": "chat"}}).render(WITH_TOOLS) == "chat"
+    assert load(tmp_path, {"chat_template": [rag]}) is None
+    assert load(tmp_path, {"chat_template": 7}) is None
+
+
+def test_templates_in_files_of_their_own_have_the_names_of_the_files(tmp_path):
+    from transformers import PreTrainedTokenizerFast
+
+    templates = {"default": "chat{{ messages[0].content }}", "tool_use": TOOLS["template"], "rag": "{% broken"}
+    PreTrainedTokenizerFast(tokenizer_object=backend(), chat_template=templates, **SPECIAL).save_pretrained(tmp_path)
+    assert (tmp_path / "additional_chat_templates" / "tool_use.jinja").is_file()
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "json"}))
+    found = load(tmp_path, {"chat_template": "config", **SPECIAL})
+    assert found.render(Conversation(messages=[{"role": "user", "content": "!"}])) == "chat!"
+    assert found.render(WITH_TOOLS) == "f<s>"
+
+
+def test_the_processors_template_is_the_last_to_be_taken(tmp_path):
+    (tmp_path / "processor_config.json").write_text(json.dumps({"chat_template": "processor"}))
+    assert load(tmp_path, {}).render(Conversation(messages=[])) == "processor"
+    assert load(tmp_path, {"chat_template": "config"}).render(Conversation(messages=[])) == "config"
+
+
+def test_tokens_come_from_the_configuration_that_the_operator_names(tmp_path):
+    source = "{{ bos_token }}{{ eos_token }}{{ image_token }}"
+    config = {"chat_template": source, "bos_token": "<s>", "eos_token": "</s>"}
+    extra = {**config, "extra_special_tokens": {"image_token": {"content": "<pad>"}}}
+    (tmp_path / "other.json").write_text(json.dumps({"chat_template": source, "bos_token": {"content": "<mine>"}}))
+    assert load(tmp_path, extra).render(Conversation(messages=[])) == "<s></s><pad>"
+    other = ChatTemplate.load(tmp_path, Tokenizer(backend(), config), tmp_path / "other.json")
+    assert other is not None
+    assert other.render(Conversation(messages=[])) == "<mine></s>"
+
+
+def test_the_operators_template_comes_before_all(tmp_path):
+    tokenizer = Tokenizer(backend(), {"chat_template": "config", **SPECIAL})
+    (tmp_path / "chat_template.jinja").write_text("jinja")
+    (tmp_path / "mine.jinja").write_text("from a file{{ bos_token }}\n")
+    (tmp_path / "mine.json").write_text(json.dumps({"chat_template": [CHAT, TOOLS]}))
+
+    def rendered(override, conversation=WITH_TOOLS):
+        made = ChatTemplate.load(tmp_path, tokenizer, override=override)
+        assert made is not None
+        return made.render(conversation)
+
+    assert rendered("mine{{ eos_token }}") == "mine</s>"
+    assert rendered(str(tmp_path / "mine.jinja")) == "from a file<s>"
+    assert rendered(str(tmp_path / "mine.json")) == "f<s>"
+    for missing in (str(tmp_path / "missing.jinja"), "chatml"):
+        with pytest.raises(ConfigurationError, match="`chat_template` is neither a template nor the path of one"):
+            rendered(missing)
+    (tmp_path / "empty.json").write_text("{}")
+    with pytest.raises(ConfigurationError, match="there is no template in"):
+        rendered(str(tmp_path / "empty.json"))
+
+
+def test_what_a_template_reads_is_known():
+    template = ChatTemplate("{{ tools }}{% set documents = 1 %}{{ documents }}{# thinking #}", {})
+    assert template.mentions("tools")
+    assert not template.mentions("documents")
+    assert not template.mentions("thinking")
+    assert ChatTemplate("plain", {}, tool_source="{{ tools }}").mentions("tools")
+
+
+ROLES = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{{ '<assistant>' if add_generation_prompt }}"
+ASKED, BEGUN = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b "}
+
+
+@pytest.mark.parametrize(
+    ("messages", "kwargs", "rendered"),
+    [
+        ([ASKED], {}, "<user>a<assistant>"),
+        ([ASKED], {"add_generation_prompt": False}, "<user>a"),
+        ([ASKED], {"continue_final_message": True}, "<user>a"),
+        ([ASKED, BEGUN], {}, "<user>a<assistant>b "),
+        ([ASKED, BEGUN], {"add_generation_prompt": True}, "<user>a<assistant>b <assistant>"),
+        ([ASKED, BEGUN], {"continue_final_message": False}, "<user>a<assistant>b <assistant>"),
+        ([ASKED, BEGUN], {"continue_final_message": False, "add_generation_prompt": False}, "<user>a<assistant>b "),
+        ([ASKED, BEGUN], {"continue_final_message": None}, "<user>a<assistant>b "),
+        ([ASKED, {**BEGUN, "tool_calls": [{}]}], {}, "<user>a<assistant>b <assistant>"),
+    ],
+)
+def test_how_the_prompt_ends_can_be_said(messages, kwargs, rendered):
+    conversation = Conversation(messages=messages, template_kwargs=kwargs)
+    assert ChatTemplate(ROLES, {}).render(conversation) == rendered
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "detail"),
+    [
+        ({"messages": []}, "`chat_template_kwargs` must not set `messages`"),
+        ({"tools": []}, "`chat_template_kwargs` must not set `tools`"),
+        ({"bos_token": "x"}, "`chat_template_kwargs` must not set `bos_token`"),
+        ({"image_token": "x"}, "`chat_template_kwargs` must not set `image_token`"),
+        ({"chat_template": "x"}, "`chat_template_kwargs` must not set `chat_template`"),
+        ({"add_generation_prompt": 1}, "`add_generation_prompt` in `chat_template_kwargs` must be a boolean"),
+        ({"continue_final_message": "content"}, "`continue_final_message` in `chat_template_kwargs` must be a boolean"),
+        (
+            {"continue_final_message": True, "add_generation_prompt": True},
+            "`add_generation_prompt` and `continue_final_message` exclude each other",
+        ),
+    ],
+)
+def test_what_variables_of_the_request_cannot_be(kwargs, detail):
+    with pytest.raises(ValidationError) as refused:
+        ChatTemplate(ROLES, {"image_token": "i"}).render(Conversation(messages=[ASKED], template_kwargs=kwargs))
+    assert refused.value.detail == detail
+
+
+def test_only_what_is_there_can_be_continued():
+    continued = {"continue_final_message": True}
+    for messages in ([], [{"role": "assistant", "tool_calls": [{}]}]):
+        with pytest.raises(ValidationError, match="needs a last message with content"):
+            ChatTemplate(ROLES, {}).render(Conversation(messages=messages, template_kwargs=continued))
+    with pytest.raises(TemplateError, match="hides the end of the last message"):
+        ChatTemplate("fixed", {}).render(Conversation(messages=[BEGUN], template_kwargs=continued))
+
+
+@pytest.mark.parametrize("arguments", ["", "{}"])
+def test_a_call_without_arguments_has_an_empty_object(arguments):
+    source = "{% for c in messages[0].tool_calls %}{{ c.function.arguments | tojson }}{% endfor %}"
+    call = {"function": {"name": "f", "arguments": arguments}}
+    messages = [{"role": "assistant", "tool_calls": [call]}]
+    assert ChatTemplate(source, {}).render(Conversation(messages=messages)) == "{}"
+
+
+@pytest.mark.parametrize("arguments", ["no json", "[1]", '"text"', "{", "[" * 100_000, "9" * 5000])
+def test_arguments_that_are_no_object_stay_as_they_are(arguments):
+    source = "{% for c in messages[0].tool_calls %}{{ c.function.arguments }}{% endfor %}"
+    messages = [{"role": "assistant", "tool_calls": [{"function": {"arguments": arguments}}]}]
+    assert ChatTemplate(source, {}).render(Conversation(messages=messages)) == arguments
+
+
+@pytest.mark.parametrize("calls", [[None], ["x"], [{"function": None}], [{"function": {"arguments": 1}}], "x", {}])
+def test_calls_of_no_known_shape_reach_the_template(calls):
+    messages = [{"role": "assistant", "tool_calls": calls}, ASKED]
+    assert ChatTemplate(ROLES, {}).render(Conversation(messages=messages)) == "<assistant><user>a<assistant>"
 
 
 def test_a_broken_file_is_named(tmp_path):

@@ -8,7 +8,8 @@ from serving.errors import ValidationError
 from serving.plan import ModelFacts
 from serving.tokenizer import Tokenizer
 from serving.validation.chat_template import ChatTemplate, Conversation
-from serving.validation.validator import Limits, Parameters, Piece, Validator
+from serving.validation.parameters import Limits, Parameters
+from serving.validation.validator import Piece, Validator
 
 BOS = 256
 
@@ -70,6 +71,31 @@ def test_plain_prompts_get_special_tokens_and_chats_do_not(validator):
     chat = validator.validate_chat(Conversation(messages=[{"role": "user", "content": "a"}]), Parameters())
     assert plain.requests[0].prompt_token_ids == chat.requests[0].prompt_token_ids
     assert (plain.characters, chat.characters) == (1, 4)
+
+
+def test_tools_and_variables_reach_the_template(validator):
+    source = "{{ tools[0].n }}{{ kind }}{{ messages[0].content }}"
+    template = ChatTemplate(source, {})
+    asked = Conversation(
+        messages=[{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}],
+        tools=[{"n": "f"}],
+        template_kwargs={"kind": "k"},
+    )
+    with_template = Validator(
+        tokenizer=validator._tokenizer,
+        chat_template=template,
+        limits=validator.limits,
+        facts=validator.facts,
+        prefill_logprobs=False,
+    )
+    assert with_template.tokenize_chat(asked)[0] == "fkab"
+
+
+def test_pictures_are_refused(validator):
+    picture = {"type": "image_url", "image_url": {"url": "http://a.example/b.png"}}
+    content = [{"type": "text", "text": "a"}, picture]
+    with pytest.raises(ValidationError, match="image modality is not supported"):
+        validator.validate_chat(Conversation(messages=[{"role": "user", "content": content}]), Parameters())
 
 
 def test_truncation_is_from_the_left(validator):
