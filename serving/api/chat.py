@@ -33,6 +33,7 @@ from serving.api.schemas.chat import (
 from serving.api.schemas.openai import Usage, model_or
 from serving.bridge import Bridge
 from serving.protocol import Finish, FinishReason, RequestOutput
+from serving.validation.chat_template import Conversation
 from serving.validation.parameters import Parameters
 from serving.validation.tool_calls import CallPiece, ToolCallParser
 from serving.validation.tools import Demand, ToolUse
@@ -58,7 +59,7 @@ class Chat:
         """What a chat is answered."""
         validator = self._bridge.loaded()
         compute_type = self._identity.compute_type_on(validator.facts)
-        generation, use = self.begin(asked, stream=asked.stream), asked.tool_use()
+        generation, use = self.begin(asked, stream=asked.stream)
 
         def reader() -> Reader:
             return Reader(None if use is None else validator.tool_syntax.parser(use))
@@ -67,25 +68,33 @@ class Chat:
             return self._streamed(asked, generation, reader, compute_type)
         return self._whole(asked, generation, reader, compute_type)
 
-    def begin(self, asked: ChatRequest, *, stream: bool) -> Generation:
-        """Begin to answer a chat, with the tools that the model may or must call."""
+    def begin(self, asked: ChatRequest, *, stream: bool) -> tuple[Generation, ToolUse | None]:
+        """Begin to answer a chat; also tells the tools that the model may or must call."""
         validator = self._bridge.loaded()
-        use, parameters = asked.tool_use(), asked.checked_later()
-        if use is not None:
-            parameters = self._bridge.offload(_with_tools, parameters, use, validator)
-        conversation = asked.conversation(validator.tool_syntax)
-        return self._inference.chat(conversation, parameters, stream=stream, caller=caller())
+
+        def prepared() -> tuple[ToolUse | None, Parameters, Conversation]:
+            use, parameters = asked.tool_use(), asked.checked_later()
+            if use is not None:
+                parameters = _with_tools(parameters, use, validator)
+            return use, parameters, asked.conversation(validator.tool_syntax, use)
+
+        use, parameters, conversation = self._bridge.offload(prepared)
+        return self._inference.chat(conversation, parameters, stream=stream, caller=caller()), use
 
     def _whole(self, asked: ChatRequest, generation: Generation, reader: MakeReader, compute_type: str) -> Response:
         answers, timings = generation.collect()
+
+        def choices() -> list[Choice]:
+            return [
+                _choice(index, answer, reader(), logprobs=bool(asked.logprobs)) for index, answer in enumerate(answers)
+            ]
+
         completion = ChatCompletion(
             id=new_id("chatcmpl"),
             created=int(time.time()),
             model=model_or(asked.model, self._identity.model_id),
             system_fingerprint=self._identity.system_fingerprint,
-            choices=[
-                _choice(index, answer, reader(), logprobs=bool(asked.logprobs)) for index, answer in enumerate(answers)
-            ],
+            choices=self._bridge.offload(choices) if asked.tools else choices(),
             usage=usage_of(generation.validated.input_length, timings.generated_tokens),
         )
         return Response(

@@ -33,7 +33,8 @@ class Tokenization:
     def chat_tokenize(self) -> Response:
         """`POST /chat_tokenize`."""
         asked = read_body(self._bridge, load_as(ChatRequest))
-        conversation = asked.conversation(self._bridge.loaded().tool_syntax)
+        syntax = self._bridge.loaded().tool_syntax
+        conversation = self._bridge.offload(lambda: asked.conversation(syntax, asked.tool_use()))
         text, pieces = self._inference.tokenize_chat(conversation)
         answer = ChatTokenizeResponse(tokenize_response=_shown(pieces), templated_text=text)
         return Response(msgspec.json.encode(answer), content_type="application/json")

@@ -138,8 +138,9 @@ def chosen(tools: Sequence[Tool], choice: str | None, *, parallel: bool) -> Tool
         parallel: whether several calls in one answer are welcome.
 
     Raises:
-        ToolError: the choice names a function that is not there.
+        ToolError: the choice names a function that is not there, or the functions' names do not tell them apart.
     """
+    _check_names(tools)
     if not tools or choice == "none":
         return None
     if choice is None or choice == "auto":
@@ -150,11 +151,22 @@ def chosen(tools: Sequence[Tool], choice: str | None, *, parallel: bool) -> Tool
 
 
 def named(tools: Sequence[Tool], name: str) -> ToolUse:
-    """One call of the function with this name. Raises ToolError if there is none."""
+    """One call of the function with this name. Raises ToolError if there is none, and as `chosen`."""
+    _check_names(tools)
     for tool in tools:
         if tool.name == name:
             return ToolUse(tools=[tool], demand=Demand.MUST, several=False)
     raise ToolError(f"Tool with name {name} not found")
+
+
+def _check_names(tools: Sequence[Tool]) -> None:
+    names: set[str] = set()
+    for tool in tools:
+        if not tool.name:
+            raise ToolError("A tool needs a name")
+        if tool.name in names:
+            raise ToolError(f"Several tools have the name {tool.name}")
+        names.add(tool.name)
 
 
 def _lists_all_properties(schema: Mapping[str, Any]) -> bool:

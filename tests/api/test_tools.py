@@ -245,6 +245,8 @@ def test_without_grammars_a_model_may_call_and_need_not(plain):
     [
         ({"tool_choice": "nope"}, "Tool with name nope not found"),
         ({"tool_choice": {"type": "function", "function": {"name": "nope"}}}, "Tool with name nope not found"),
+        ({"tools": [CLOCK, WEATHER, CLOCK]}, "Several tools have the name get_time"),
+        ({"tools": [{"type": "function", "function": {"name": ""}}]}, "A tool needs a name"),
         ({"response_format": {"type": "json_object"}}, "Grammar and tools are mutually exclusive"),
         (
             {"response_format": {"type": "json_object"}, "tool_choice": "none"},

@@ -150,14 +150,10 @@ class ChatRequest(StrictModel):
         choice = None if isinstance(self.tool_choice, NamedTool) else self.tool_choice
         return chosen(tools, choice, parallel=self.parallel_tool_calls is not False)
 
-    def conversation(self, syntax: ToolSyntax) -> Conversation:
-        """What the answer follows from.
-
-        Raises:
-            ToolError: as `tool_use`.
-        """
+    def conversation(self, syntax: ToolSyntax, use: ToolUse | None) -> Conversation:
+        """What the answer follows from; `use` is what `tool_use` says."""
         messages = [message.for_template() for message in self.messages]
-        return syntax.conversation(messages, self.tool_use(), self.tool_prompt, self.chat_template_kwargs or {})
+        return syntax.conversation(messages, use, self.tool_prompt, self.chat_template_kwargs or {})
 
     def checked_later(self) -> Parameters:
         """The same for the validator. Tokens are drawn unless the temperature is 0; TGI's list of biases is void."""
