@@ -31,11 +31,18 @@ class Grammar(Struct, frozen=True, array_like=True):
     source: str
 
 
+class Watermark(Struct, frozen=True, array_like=True):
+    """How strongly a text is marked as generated: `delta` is added to the logits of the share `gamma` of all ids."""
+
+    gamma: float
+    delta: float
+
+
 class SamplingParams(Struct, frozen=True, kw_only=True, array_like=True):
     """How one sequence's tokens are chosen; every default means "off".
 
-    The order of the processors is TGI's: logit bias, repetition penalty, frequency and presence penalties,
-    grammar, temperature, top_k, top_p, min_p, typical_p. Without `do_sample` the choice is the argmax.
+    The order of the processors is TGI's: watermark, logit bias, repetition penalty, frequency and presence
+    penalties, grammar, temperature, top_k, top_p, min_p, typical_p. Without `do_sample` the choice is the argmax.
 
     Attributes:
         do_sample: draw instead of taking the argmax.
@@ -43,10 +50,11 @@ class SamplingParams(Struct, frozen=True, kw_only=True, array_like=True):
         relative_frequency_penalty: TGI's definition: `penalty * count / length`, over prompt and output.
         frequency_penalty: OpenAI's definition: `penalty * count`, over the output.
         presence_penalty: OpenAI's definition: `penalty` once for every id in the output.
-        logit_bias: added to the logits of single ids, before everything else.
+        logit_bias: added to the logits of single ids.
         top_n_tokens: how many of the best alternatives to report a token (ties can give more).
         prompt_logprobs: also report the log probability of every prompt token after the first.
         grammar: what the generated text has to be.
+        watermark: how it is marked, if it is.
     """
 
     do_sample: bool = False
@@ -64,6 +72,7 @@ class SamplingParams(Struct, frozen=True, kw_only=True, array_like=True):
     top_n_tokens: int = 0
     prompt_logprobs: bool = False
     grammar: Grammar | None = None
+    watermark: Watermark | None = None
 
 
 class StopParams(Struct, frozen=True, kw_only=True):

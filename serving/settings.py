@@ -202,8 +202,8 @@ class Settings:
     )
     speculate: int | None = setting(None, "Tokens to guess per step.", least=0, effect=False, as_is=0)
     disable_custom_kernels: bool = setting(False, "Use no custom kernels.", effect=False)
-    watermark_gamma: float | None = setting(None, "Share of green tokens.", effect=False)
-    watermark_delta: float | None = setting(None, "Bias of green tokens.", effect=False)
+    watermark_gamma: float = setting(0.5, "Share of the vocabulary that a watermark favours.", least=0.0, most=1.0)
+    watermark_delta: float = setting(2.0, "How much a watermark adds to the logits of favoured tokens.")
 
     # The server
     hostname: str = setting("0.0.0.0", "Address to listen at.", variable="WEIR_HOSTNAME")

@@ -19,6 +19,7 @@ from serving.errors import ConfigurationError
 from serving.grammar.grammars import Grammars
 from serving.launcher import DEMO_MODEL
 from serving.plan import ModelFacts, Runner
+from serving.protocol import Watermark
 from serving.runner.frames import RunnerOptions
 from serving.runner.remote import RunnerProcess
 from serving.settings import Settings, process_environment
@@ -135,6 +136,7 @@ def load(directory: Path, settings: Settings, metrics: Metrics) -> tuple[Engine,
         limits=limits,
         facts=facts,
         prefill_logprobs=settings.enable_prefill_logprobs,
+        watermark=Watermark(settings.watermark_gamma, settings.watermark_delta),
         grammars=grammars,
     )
     return engine, start_runner, validator

@@ -20,7 +20,7 @@ from serving.layers.builder import Built, LayerBuilder
 from serving.models.select import CausalModel
 from serving.models.select import select as select_model
 from serving.plan import ModelFacts, NewRow, Row, StepPlan
-from serving.protocol import SamplingParams
+from serving.protocol import SamplingParams, Watermark
 from serving.runner.frames import RunnerOptions
 from serving.runner.inputs import MAX_GROUP_TOKENS, InputBuilder
 from serving.runner.memory import PeakMeter, available_bytes
@@ -163,7 +163,7 @@ def _worst_plan(step_tokens: int, max_rows: int, longest: int, vocab_size: int) 
     lengths = [(context, 1)] * (max_rows - 1) + [(longest, chunk)]
     everything = SamplingParams(
         do_sample=True, temperature=0.7, top_k=50, top_p=0.9, typical_p=0.9, min_p=0.01, repetition_penalty=1.1,
-        relative_frequency_penalty=0.1, top_n_tokens=5,
+        relative_frequency_penalty=0.1, top_n_tokens=5, watermark=Watermark(gamma=1.0, delta=0.1),
     )  # fmt: skip
     rows, started = [], []
     for i, (length, count) in enumerate(lengths):

@@ -17,6 +17,7 @@ from serving.protocol import SamplingParams
 class Kinds(NamedTuple):
     """The kinds of work that a row's parameters ask for; rows that agree in them can be computed together."""
 
+    marked: bool
     biased: bool
     penalized: bool
     masked: bool
@@ -56,6 +57,7 @@ class SamplingRow:
         elif params.grammar is not None:
             self.fault = "grammar is not supported"
         self.kinds = Kinds(
+            marked=params.watermark is not None,
             biased=self.bias is not None,
             penalized=self.counts is not None,
             masked=params.grammar is not None,

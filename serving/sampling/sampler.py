@@ -13,7 +13,7 @@ from serving.errors import GenerationError
 from serving.grammar.compiler import GrammarCompiler
 from serving.plan import Choice, NewRow, Row
 from serving.protocol import SamplingParams
-from serving.sampling import candidates, noise, processors
+from serving.sampling import candidates, noise, processors, watermark
 from serving.sampling.candidates import Candidates
 from serving.sampling.grammar_mask import GrammarMasks
 from serving.sampling.rows import Kinds, SamplingRow, SamplingRows
@@ -26,7 +26,7 @@ _SECOND_LOOK: Final = 4096
 _GPU_ROWS: Final = 256
 # With nothing but a grammar little is done to a row, and the calls cost more than what they do.
 _ONLY_MASKED: Final = Kinds(
-    biased=False, penalized=False, masked=True, tempered=False, narrowed=False, typical=False, drawn=False
+    marked=False, biased=False, penalized=False, masked=True, tempered=False, narrowed=False, typical=False, drawn=False
 )
 # Log probabilities of whole prompts go through this many rows at once, which bounds the memory they take.
 _LOGPROB_ROWS: Final = 64
@@ -40,10 +40,11 @@ _TIES: Final = 4
 class Sampler:
     """Chooses one token a row.
 
-    The order of the processors is logit bias, repetition penalty, relative frequency penalty, frequency and presence
-    penalties, grammar, temperature, top_k, top_p, min_p, typical_p. A draw is the argmax of the processed logits
-    plus noise that depends on nothing but (seed, position, token id); without `do_sample` it is the argmax itself,
-    and the lowest id wins a tie. NaN logits count as minus infinity; a row without any finite logit chooses id 0.
+    The order of the processors is watermark, logit bias, repetition penalty, relative frequency penalty, frequency
+    and presence penalties, grammar, temperature, top_k, top_p, min_p, typical_p. A draw is the argmax of the
+    processed logits plus noise that depends on nothing but (seed, position, token id); without `do_sample` it is
+    the argmax itself, and the lowest id wins a tie. NaN logits count as minus infinity; a row without any finite
+    logit chooses id 0.
 
     Args:
         compiler: of the rows' grammars; without one a row that has a grammar fails.
@@ -123,9 +124,8 @@ class Sampler:
     ) -> list[Choice]:
         """Choose for rows of the same kinds; `logits` [rows, vocab] is a copy that may be changed."""
         params = [state.params for state in states]
-        lengths = [row.position + len(row.token_ids) for row in rows]
-        keys = [noise.draw_key(asked.seed, length) for asked, length in zip(params, lengths, strict=True)]
-        self._edit(logits, states, lengths, bits)
+        keys = [noise.draw_key(asked.seed, _length(row)) for asked, row in zip(params, rows, strict=True)]
+        self._edit(logits, rows, states, bits)
         if not states[0].kinds.narrowed:
             return self._draw(Candidates(logits, self._vocab.expand_as(logits)), params, keys)
         choices: list[Choice | None] = [None] * len(rows)
@@ -147,17 +147,20 @@ class Sampler:
     def _edit(
         self,
         logits: torch.Tensor,
+        rows: Sequence[Row],
         states: Sequence[SamplingRow],
-        lengths: Sequence[int],
         bits: torch.Tensor | None,
     ) -> None:
         kinds = states[0].kinds
+        if kinds.marked:
+            marks = [state.params.watermark for state in states if state.params.watermark is not None]
+            watermark.favour(logits, [row.token_ids[-1] for row in rows], marks)
         if kinds.biased:
             for line, state in zip(logits, states, strict=True):
                 if state.bias is not None:
                     line.index_add_(0, *state.bias)
         if kinds.penalized:
-            self._penalize(logits, states, lengths)
+            self._penalize(logits, states, [_length(row) for row in rows])
         processors.define(logits)
         if bits is not None and self._masks is not None:
             self._masks.apply(logits, bits)
@@ -217,6 +220,11 @@ class Sampler:
 
     def _column(self, values: Iterable[float]) -> torch.Tensor:
         return torch.tensor(list(values), dtype=torch.float32, device=self._device).unsqueeze(-1)  # [rows, 1]
+
+
+def _length(row: Row) -> int:
+    """Tokens known of the row's sequence, which is also the position of the one to choose."""
+    return row.position + len(row.token_ids)
 
 
 def raw_logprobs(logits: torch.Tensor, token_ids: torch.Tensor) -> list[float]:

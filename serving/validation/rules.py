@@ -125,8 +125,6 @@ class Rules:
             raise ValidationError(
                 f"`truncate` must be strictly positive and less than {limits.max_input_tokens}. Given: {given.truncate}"
             )
-        if given.watermark:
-            raise ValidationError("`watermark` is not supported yet")
         if given.adapter_id is not None:
             raise ValidationError(f"unknown adapter `{given.adapter_id[:100]}`")
 

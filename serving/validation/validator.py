@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from serving.errors import TemplateError, ValidationError
 from serving.grammar.grammars import Grammars
 from serving.plan import ModelFacts
-from serving.protocol import Grammar, Request, SamplingParams, StopParams
+from serving.protocol import Grammar, Request, SamplingParams, StopParams, Watermark
 from serving.tokenizer import Tokenizer
 from serving.validation.chat_template import ChatTemplate, Conversation, Message
 from serving.validation.parameters import Limits, Parameters, samples_tokens, value_or
 from serving.validation.rules import Rules
 from serving.validation.tool_syntax import ToolSyntax
 
+TGI_WATERMARK = Watermark(gamma=0.5, delta=2.0)
 SMALLEST, LARGEST = 1e-5, 1e5  # of a divisor or factor of logits: beyond, float32 overflows and nothing else changes
 
 
@@ -61,6 +62,7 @@ class Validator:
         facts: of the loaded model.
         prefill_logprobs: whether log probabilities of prompts may be asked for.
         grammars: `None` where none can be followed.
+        watermark: of the requests that want one.
 
     Attributes:
         tool_syntax: how the model reads and writes about tools.
@@ -75,6 +77,7 @@ class Validator:
         facts: ModelFacts,
         prefill_logprobs: bool,
         grammars: Grammars | None = None,
+        watermark: Watermark = TGI_WATERMARK,
     ) -> None:
         self.limits = limits
         self.facts = facts
@@ -84,6 +87,7 @@ class Validator:
         self._prefill_logprobs = prefill_logprobs
         self._rules = Rules(limits, vocab_size=facts.vocab_size, prefill_logprobs=prefill_logprobs)
         self._grammars = grammars
+        self._watermark = watermark
 
     def samples(self, parameters: Parameters, *, stream: bool, prompts: int = 1) -> int:
         """As `Rules.samples`."""
@@ -187,6 +191,7 @@ class Validator:
                 logit_bias=logit_bias,
                 top_n_tokens=given.top_n_tokens or 0,
                 grammar=given.grammar,
+                watermark=self._watermark if given.watermark else None,
                 prompt_logprobs=(given.decoder_input_details and self._prefill_logprobs) or given.prompt_logprobs,
             )
 

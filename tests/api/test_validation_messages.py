@@ -38,7 +38,6 @@ RULES = [
     ),
     ({"grammar": {"type": "regex", "value": "a"}}, "grammar is not supported"),
     # Ours
-    ({"watermark": True}, "`watermark` is not supported yet"),
     ({"adapter_id": "mine"}, "unknown adapter `mine`"),
     ({"min_p": 1.5}, "`min_p` must be >= 0.0 and <= 1.0"),
     ({"stop": ["x" * 4097]}, "`stop` sequences must have at most 4096 characters"),
