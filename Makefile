@@ -37,6 +37,8 @@ check: setup ## Lint, format, types, import contracts, generated pages
 
 # Torch's threads must not spin while they wait: tests and the servers they start share the cores.
 test test-soak test-server test-gpu: export OMP_WAIT_POLICY ?= passive
+# So must those of a server on somebody's desk: beside a browser, spinning makes tokens stutter (docs/operating.md).
+serve: export OMP_WAIT_POLICY ?= passive
 
 test: setup ## Every test that this machine can run (ARGS="-k name" narrows)
 	@$(RUN) -m pytest $(ARGS)

@@ -41,7 +41,10 @@ def main(argv: Sequence[str]) -> int:
     if options.dry_run:
         print(json.dumps([{"operation": name, "request": request} for name, request in requests], indent=2))
         return 0
-    client = importlib.import_module("boto3").client("sagemaker", region_name=options.region)
+    try:
+        client = importlib.import_module("boto3").client("sagemaker", region_name=options.region)
+    except ModuleNotFoundError:
+        parser.error("boto3 is needed: .venv/bin/python -m pip install boto3 (--dry-run works without it)")
     for operation, request in requests:
         print(f"{operation} ...", file=sys.stderr)
         getattr(client, operation)(**request)

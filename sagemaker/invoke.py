@@ -32,9 +32,11 @@ def main(argv: Sequence[str]) -> int:
         "parameters": {"max_new_tokens": options.max_new_tokens},
         "stream": options.stream,
     }
-    config = importlib.import_module("botocore.config").Config(
-        read_timeout=490 if options.stream else 70, retries={"total_max_attempts": 1}
-    )
+    try:
+        config_module = importlib.import_module("botocore.config")
+    except ModuleNotFoundError:
+        parser.error("boto3 is needed: .venv/bin/python -m pip install boto3")
+    config = config_module.Config(read_timeout=490 if options.stream else 70, retries={"total_max_attempts": 1})
     client = importlib.import_module("boto3").client("sagemaker-runtime", region_name=options.region, config=config)
     request = {"EndpointName": options.name, "ContentType": "application/json", "Body": json.dumps(body).encode()}
     if options.stream:

@@ -86,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.url is None:
         print("Say which server to ask: --url http://127.0.0.1:8080", file=sys.stderr)
         return 2
-    target = Target(options.url, options.api_key)
+    url = options.url if "://" in options.url else f"http://{options.url}"
+    target = Target(url, options.api_key)
     if trouble := _unreachable(target):
         print(trouble, file=sys.stderr)
         return 2
@@ -97,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _progress(len(found), len(checks))
         if not options.json and (verdict.outcome != "pass" or options.verbose):
             _show(verdict)
-    outcome = record(options.url, found, time.monotonic() - begun)
+    outcome = record(url, found, time.monotonic() - begun)
     if not options.json:
         _summary(found)
     print(json.dumps(outcome, ensure_ascii=False))

@@ -205,7 +205,7 @@ class Bridge(Generic[T]):
         permits: requests that may be open at a time.
         keep_alive_s: seconds without an output after which a stream yields `None`.
         stall_s: seconds without a step, with work there, after which the engine counts as hung.
-        offload_threads: threads that `offload` may use at a time.
+        offload_threads: threads that `offload` may use at a time, and as many for `offload_long`.
         on_step: called on the hub with the numbers of every step.
     """
 
@@ -235,6 +235,7 @@ class Bridge(Generic[T]):
         self._empty = Event()
         self._empty.set()
         self._pool = ThreadPool(offload_threads)
+        self._long_pool = ThreadPool(offload_threads)
         self._hub_loop = gevent.get_hub().loop
         self._inbox: queue.SimpleQueue[Submit | Abort | Stop] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
@@ -415,14 +416,21 @@ class Bridge(Generic[T]):
 
     def offload(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call `function` in a thread while the hub goes on; its result or its exception comes back here."""
+        return self._call_in(self._pool, functools.partial(function, *args, **kwargs))
 
+    def offload_long(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """As `offload`, for what may take a second: in threads of its own, so that nothing quick waits behind it."""
+        return self._call_in(self._long_pool, functools.partial(function, *args, **kwargs))
+
+    @staticmethod
+    def _call_in(pool: ThreadPool, function: Callable[[], R]) -> R:
         def attempt() -> tuple[R | None, Exception | None]:  # gevent prints what is raised in its threads
             try:
-                return function(*args, **kwargs), None
+                return function(), None
             except Exception as error:
                 return None, error
 
-        result, error = self._pool.apply(attempt)
+        result, error = pool.apply(attempt)
         if error is not None:
             raise error
         return result  # type: ignore[no-any-return]  # gevent is untyped
@@ -469,5 +477,6 @@ class Bridge(Generic[T]):
         limit = time.monotonic() + (patience_s if self._engine_loop is not None else 0.0)
         while self._thread.is_alive() and time.monotonic() < limit:
             gevent.sleep(0.01)
-        with gevent.Timeout(1.0, False):
-            self._pool.kill()
+        for pool in (self._pool, self._long_pool):
+            with gevent.Timeout(1.0, False):
+                pool.kill()

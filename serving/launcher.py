@@ -14,7 +14,6 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import click
 
@@ -139,9 +138,15 @@ def gunicorn_arguments(settings: Settings) -> list[str]:
     ]
 
 
-def _become_gunicorn(settings: Settings, environ: Mapping[str, str]) -> NoReturn:
+def _become_gunicorn(settings: Settings, environ: Mapping[str, str]) -> int:
     command = [sys.executable, "-m", "gunicorn", *gunicorn_arguments(settings)]
-    os.execve(sys.executable, command, {**foreign(environ), **settings.environment()})
+    said = settings.environment()
+    try:
+        os.execve(sys.executable, command, {**foreign(environ), **said})
+    except OSError as error:  # Linux takes 128 KiB for one variable
+        longest = max(said, key=lambda name: len(said[name]))
+        log.error("Cannot start gunicorn: %s; the longest setting is %s", error.strerror, longest)
+    return CANNOT_START
 
 
 def runtime_environment() -> dict[str, str]:

@@ -203,7 +203,9 @@ class Settings:
     speculate: int | None = setting(None, "Tokens to guess per step.", least=0, effect=False, as_is=0)
     disable_custom_kernels: bool = setting(False, "Use no custom kernels.", effect=False)
     watermark_gamma: float = setting(0.5, "Share of the vocabulary that a watermark favours.", least=0.0, most=1.0)
-    watermark_delta: float = setting(2.0, "How much a watermark adds to the logits of favoured tokens.")
+    watermark_delta: float = setting(
+        2.0, "How much a watermark adds to the logits of favoured tokens.", least=-100.0, most=100.0
+    )
 
     # The server
     hostname: str = setting("0.0.0.0", "Address to listen at.", variable="WEIR_HOSTNAME")

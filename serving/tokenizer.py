@@ -73,12 +73,12 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text; which special tokens are added is the tokenizer's own matter."""
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        ids: list[int] = self._encoding(text, add_special_tokens).ids
         return ids
 
     def encode_with_offsets(self, text: str, *, add_special_tokens: bool = True) -> list[tuple[int, int, int]]:
         """(id, start, stop) of each token, in bytes of the text as UTF-8; (id, 0, 0) for tokens that were added."""
-        encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+        encoding = self._encoding(text, add_special_tokens)
         if text.isascii():
             return [(token_id, *span) for token_id, span in zip(encoding.ids, encoding.offsets, strict=True)]
         at = [0, *accumulate(len(character.encode()) for character in text)]
@@ -86,6 +86,10 @@ class Tokenizer:
             (token_id, at[start], at[stop])
             for token_id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
         ]
+
+    def _encoding(self, text: str, add_special_tokens: bool) -> Any:
+        # The package lets other threads run only while it encodes a batch.
+        return self._backend.encode_batch([text], add_special_tokens=add_special_tokens)[0]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of token ids; incomplete UTF-8 becomes U+FFFD, ids of no token are left out."""

@@ -275,10 +275,19 @@ def shortest_floats(text: str) -> None:
     demand(spellings, "no float in the answer")
     for digits in spellings:
         value = float(digits)
-        single = struct.pack("<f", value)
-        fewest = next(count for count in range(1, 18) if struct.pack("<f", float(f"{value:.{count}g}")) == single)
+        single = _float32(value)
+        demand(single is not None, f"{digits} is beyond every float32")
+        fewest = next(count for count in range(1, 18) if _float32(float(f"{value:.{count}g}")) == single)
         mantissa = digits.lower().partition("e")[0].lstrip("-").replace(".", "").strip("0")
         demand(len(mantissa) <= fewest, f"{digits} is not the shortest float32: {value:.{fewest}g}")
+
+
+def _float32(value: float) -> bytes | None:
+    """The nearest float32; None beyond the largest."""
+    try:
+        return struct.pack("<f", value)
+    except OverflowError:
+        return None
 
 
 def _short(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Who asks: the connection, the key's salt and the request's name, taken from the request at hand.
+"""Who asks: the connection, the key's salt, the record and the request's name, taken from the request at hand.
 
 Knows no route and no body.
 """
@@ -18,7 +18,6 @@ def caller() -> Caller:
     return Caller(
         connection=request.environ.get("gunicorn.socket"),
         cache_salt=g.get("cache_salt", ""),
-        request_id=request_id(),
         record=g.get("record"),
     )
 

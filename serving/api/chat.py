@@ -89,12 +89,13 @@ class Chat:
                 _choice(index, answer, reader(), logprobs=bool(asked.logprobs)) for index, answer in enumerate(answers)
             ]
 
+        told = sum(answer.told_tokens for answer in answers) if asked.logprobs else 0
         completion = ChatCompletion(
             id=new_id("chatcmpl"),
             created=int(time.time()),
             model=model_or(asked.model, self._identity.model_id),
             system_fingerprint=self._identity.system_fingerprint,
-            choices=self._bridge.offload(choices) if asked.tools else choices(),
+            choices=self._bridge.offload(choices) if asked.tools else self._inference.write(choices, tokens=told),
             usage=usage_of(generation.validated.input_length, timings.generated_tokens),
         )
         return Response(

@@ -64,12 +64,17 @@ class Completions:
         if asked.only_echoes:
             answers = [dataclasses.replace(answer, tokens=[], finish=_unsaid(answer.finish)) for answer in answers]
             timings = dataclasses.replace(timings, generated_tokens=0)
+
+        def choices() -> list[CompletionChoice]:
+            return _choices(asked, generation, answers)
+
+        told = 0 if asked.logprobs is None else sum(answer.told_tokens for answer in answers)
         completion = Completion(
             id=new_id("cmpl"),
             created=int(time.time()),
             model=self._identity.model_id,
             system_fingerprint=self._identity.system_fingerprint,
-            choices=_choices(asked, generation, answers),
+            choices=self._inference.write(choices, tokens=told),
             usage=usage_of(generation.validated.input_length, timings.generated_tokens),
         )
         return Response(

@@ -41,6 +41,11 @@ class Answer:
     tokens: list[OutputToken] = field(default_factory=list)
 
     @property
+    def told_tokens(self) -> int:
+        """How many tokens it tells of, alternatives included."""
+        return len(self.prompt) + sum(1 + len(token.top) for token in self.tokens)
+
+    @property
     def mean_logprob(self) -> float:
         """Of its tokens, the end-of-sequence token included."""
         return sum(token.logprob for token in self.tokens) / max(1, len(self.tokens))
@@ -77,6 +82,7 @@ class Generation:
         self._validation_s = time.monotonic() - record.arrived
         self._finishes: list[Finish] = []
         self._answered = False
+        self._failed = False
 
     def outputs(self) -> Iterator[tuple[int, RequestOutput] | None]:
         """Yield (which answer, its output), as they come; `None` when a keep-alive is due. To be used once.
@@ -104,10 +110,7 @@ class Generation:
             failure = failure_of(error)
             raise
         finally:
-            self.close()
-            if not self._complete:
-                self._record.error = failure
-                self._metrics.request_failed(failure)
+            self._end(failure)
 
     def collect(self) -> tuple[list[Answer], Timings]:
         """Wait for every answer to its end.
@@ -128,8 +131,15 @@ class Generation:
         return answers, self._timings()
 
     def close(self) -> None:
-        """Abort what is unfinished. Safe to call twice."""
+        """Abort what is unfinished; the client dropped it. Safe to call twice."""
+        self._end("dropped")
+
+    def _end(self, failure: str) -> None:
         self._stream.close()
+        if not self._complete and not self._failed:
+            self._failed = True
+            self._record.error = failure
+            self._metrics.request_failed(failure)
 
     @property
     def _complete(self) -> bool:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 
@@ -21,8 +22,10 @@ from serving.validation.parameters import Parameters
 from serving.validation.validator import Piece, Validated, Validator
 
 LONG_TEXT = 4096  # characters or tokens, from which on tokenising would hold up the hub
+MANY_TOKENS = 1024  # from which on writing them down would hold up the hub
 
-Validation = Callable[[Validator], Validated]
+P = TypeVar("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,13 +35,11 @@ class Caller:
     Attributes:
         connection: to be watched, for when it ends so does the request; `None` where there is none to watch.
         cache_salt: keeps the cached prefixes of one key's requests apart from another's.
-        request_id: the client's name for the request, or ours.
         record: where it is noted what became of the request, if that is to be known.
     """
 
     connection: Client | None
     cache_salt: str
-    request_id: str
     record: RequestRecord | None = None
 
 
@@ -71,15 +72,14 @@ class Inference:
             ValidationError, Overloaded, NotReady, ShuttingDown: as `generate`.
         """
 
-        def validation(prompt: str | Sequence[int]) -> Validation:
-            def validate(validator: Validator) -> Validated:
-                if len(prompt) > LONG_TEXT or parameters.grammar is not None:
-                    return self._bridge.offload(validator.validate, prompt, parameters)
-                return validator.validate(prompt, parameters)
+        def validate(validator: Validator, prompt: str | Sequence[int]) -> Validated:
+            if parameters.grammar is not None:
+                return self._bridge.offload_long(validator.validate, prompt, parameters)
+            if len(prompt) > LONG_TEXT:
+                return self._bridge.offload(validator.validate, prompt, parameters)
+            return validator.validate(prompt, parameters)
 
-            return validate
-
-        return self._begin([validation(prompt) for prompt in prompts], parameters, stream=stream, caller=caller)
+        return self._begin(prompts, validate, parameters, stream=stream, caller=caller)
 
     def chat(self, conversation: Conversation, parameters: Parameters, *, stream: bool, caller: Caller) -> Generation:
         """Begin to answer a conversation.
@@ -88,12 +88,12 @@ class Inference:
             TemplateError: the model's template is missing or refuses them.
             ValidationError, Overloaded, NotReady, ShuttingDown: as `generate`.
         """
-        return self._begin(
-            [lambda validator: self._bridge.offload(validator.validate_chat, conversation, parameters)],
-            parameters,
-            stream=stream,
-            caller=caller,
-        )
+
+        def validate(validator: Validator, asked: Conversation) -> Validated:
+            offload = self._bridge.offload if parameters.grammar is None else self._bridge.offload_long
+            return offload(validator.validate_chat, asked, parameters)
+
+        return self._begin([conversation], validate, parameters, stream=stream, caller=caller)
 
     def tokenize(self, text: str) -> list[Piece]:
         """The tokens of `text`. Raises NotReady, ShuttingDown."""
@@ -110,9 +110,14 @@ class Inference:
         self._metrics.request_received()
         return self._bridge.offload(validator.tokenize_chat, conversation)
 
+    def write(self, make: Callable[[], T], *, tokens: int) -> T:
+        """What `make` makes, off the hub if so many tokens take long to write down."""
+        return self._bridge.offload(make) if tokens > MANY_TOKENS else make()
+
     def _begin(
         self,
-        validations: Sequence[Validation],
+        asked: Sequence[P],
+        validate: Callable[[Validator, P], Validated],
         parameters: Parameters,
         *,
         stream: bool,
@@ -125,9 +130,9 @@ class Inference:
         self._metrics.request_received()
         try:
             with ExitStack() as held:
-                answers = len(validations) * validator.samples(parameters, stream=stream, prompts=len(validations))
+                answers = len(asked) * validator.samples(parameters, stream=stream, prompts=len(asked))
                 permits = [held.enter_context(self._bridge.permit()) for _ in range(answers)]
-                prompts = [validate(validator) for validate in validations]
+                prompts = [validate(validator, prompt) for prompt in asked]
                 _note(record, prompts)
                 for prompt in prompts:
                     self._metrics.request_validated(

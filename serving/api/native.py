@@ -77,9 +77,14 @@ class Native:
         best, *others = sorted(answers, key=lambda answer: answer.mean_logprob, reverse=True)
         prefix = self._prefix(asked, full_text)
         wanted = asked.parameters.details or asked.parameters.decoder_input_details
+
+        def details() -> Details:
+            return _details(best, others, prefix, top=bool(asked.parameters.top_n_tokens))
+
+        told = sum(answer.told_tokens for answer in answers)
         whole = GenerateResponse(
             generated_text=prefix + best.finish.text,
-            details=_details(best, others, prefix, top=bool(asked.parameters.top_n_tokens)) if wanted else UNSET,
+            details=self._inference.write(details, tokens=told) if wanted else UNSET,
         )
         timings = dataclasses.replace(timings, generated_tokens=best.finish.generated_tokens)
         return Response(

@@ -3,8 +3,8 @@
 Knows no generation.
 """
 
-import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 from flask import Response
@@ -27,8 +27,7 @@ class Tokenization:
     def tokenize(self) -> Response:
         """`POST /tokenize`."""
         asked = read_body(self._bridge, load_as(GenerateRequest))
-        pieces = _shown(self._inference.tokenize(asked.inputs))
-        return Response(msgspec.json.encode(pieces), content_type="application/json")
+        return self._answer(self._inference.tokenize(asked.inputs), list)
 
     def chat_tokenize(self) -> Response:
         """`POST /chat_tokenize`."""
@@ -36,9 +35,11 @@ class Tokenization:
         syntax = self._bridge.loaded().tool_syntax
         conversation = self._bridge.offload(lambda: asked.conversation(syntax, asked.tool_use()))
         text, pieces = self._inference.tokenize_chat(conversation)
-        answer = ChatTokenizeResponse(tokenize_response=_shown(pieces), templated_text=text)
-        return Response(msgspec.json.encode(answer), content_type="application/json")
+        return self._answer(pieces, lambda shown: ChatTokenizeResponse(tokenize_response=shown, templated_text=text))
 
+    def _answer(self, pieces: Sequence[Piece], around: Callable[[list[TokenizePiece]], Any]) -> Response:
+        def write() -> bytes:
+            shown = [TokenizePiece(piece.id, piece.text, piece.start, piece.stop) for piece in pieces]
+            return msgspec.json.encode(around(shown))
 
-def _shown(pieces: Iterable[Piece]) -> list[TokenizePiece]:
-    return [TokenizePiece(*dataclasses.astuple(piece)) for piece in pieces]
+        return Response(self._inference.write(write, tokens=len(pieces)), content_type="application/json")

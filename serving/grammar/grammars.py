@@ -81,10 +81,7 @@ class Grammars:
         self._close()
 
     def _judge(self, name: bytes, grammar: Grammar) -> str | None:
-        with self._lock:
-            trial = self._idle.pop() if self._idle else None
-        if trial is None:
-            trial = self._start()
+        trial = self._lend()
         try:
             verdict = trial.judge(grammar)
         except ModelError as error:
@@ -96,7 +93,7 @@ class Grammars:
             log.warning("a grammar's trial ended with %s", ended)
             # Ready for the next hostile grammar, so that it is refused as quickly.
             self.warm()
-            if ended.overdue:  # because of others perhaps: the machine is busy
+            if not ended.is_verdict:  # nothing to remember: others may be why
                 return _TOO_LONG
             verdict = _TOO_LONG if ended.code == -signal.SIGPROF else _TOO_COMPLEX
         else:
@@ -108,17 +105,32 @@ class Grammars:
                 self._verdicts.popitem(last=False)
         return verdict
 
+    def _lend(self) -> "_Trial":
+        """A process that nobody uses: one that waits, if it still lives, or a new one."""
+        while True:
+            with self._lock:
+                trial = self._idle.pop() if self._idle else None
+            if trial is None:
+                return self._start()
+            if trial.alive():
+                return trial
+            trial.end()
+
     def _start(self) -> "_Trial":
         return _Trial(self._tokenizer_file, self._arguments)
 
 
 class _Ended(Exception):
-    """The process ended, or was not done in time."""
+    """The process ended, or was not done in time.
 
-    def __init__(self, code: int | None) -> None:
+    Attributes:
+        is_verdict: whether the grammar did that, and not a busy machine or whoever kills processes for their memory.
+    """
+
+    def __init__(self, code: int | None, *, started: bool) -> None:
         super().__init__("a timeout" if code is None else f"code {code}")
         self.code = code
-        self.overdue = code is None
+        self.is_verdict = started and code is not None and code != -signal.SIGKILL
 
 
 class _Trial:
@@ -145,8 +157,12 @@ class _Trial:
             while line:  # an unbuffered pipe may take less than it is given
                 line = line[self._process.stdin.write(line) :]
         except OSError as error:
-            raise _Ended(self._process.wait()) from error
+            raise _Ended(self._process.wait(), started=self._ready) from error
         return self._answer(WALL_LIMIT_S)
+
+    def alive(self) -> bool:
+        """Whether the process can be asked."""
+        return self._process.poll() is None
 
     def end(self) -> None:
         """End the process, whatever it does."""
@@ -166,10 +182,10 @@ class _Trial:
         line = b""
         while not line.endswith(b"\n"):
             if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
-                raise _Ended(None)
+                raise _Ended(None, started=self._ready)
             piece = os.read(descriptor, 65_536)
             if not piece:
-                raise _Ended(self._process.wait())
+                raise _Ended(self._process.wait(), started=self._ready)
             line += piece
         return msgspec.json.decode(line, type=str | None)
 

@@ -162,8 +162,8 @@ class RequestRecord:
     def error(self) -> str | None:
         """Why it failed, in a word: TGI's, or the status."""
         errors = [outcome for generation in self.generations if (outcome := generation.outcome) is not None]
-        if errors:
-            return errors[0]
+        if errors:  # a failed part of a request has its siblings dropped
+            return next((error for error in errors if error != "dropped"), errors[0])
         return str(self.status) if self.status >= 400 else None
 
     @property
@@ -226,7 +226,7 @@ class Journal:
 
     def add(self, record: RequestRecord) -> None:
         """Take a finished request's record, which nobody changes any more. Never waits."""
-        if self._make_tracer is None and not log.isEnabledFor(logging.INFO):
+        if self._make_tracer is None and not log.isEnabledFor(_level(record)):
             return
         if self._inbox.qsize() >= CAPACITY:
             self._lost += 1
@@ -262,10 +262,14 @@ class Journal:
 
 def _write(record: RequestRecord, tracer: Tracer | None) -> None:
     trace_id = tracer.trace(record) if tracer is not None else _trace_id(record.traceparent)
-    level = logging.WARNING if record.is_fault else logging.INFO
+    level = _level(record)
     if log.isEnabledFor(level):
         fields = record.fields() | ({"trace_id": trace_id} if trace_id else {})
         log.log(level, "Success" if record.error is None else "Failure", extra={"fields": fields})
+
+
+def _level(record: RequestRecord) -> int:
+    return logging.WARNING if record.is_fault else logging.INFO
 
 
 def _trace_id(traceparent: str) -> str | None:

@@ -5,6 +5,7 @@ Knows no request and no prompt: who logs one of those has a bug. The only module
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -30,7 +31,7 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         line = f"{_timestamp(record)} {_level(record):>5} {record.name}: {_one_line(record.getMessage())}"
-        line += "".join(f" {name}={_one_line(str(value))}" for name, value in _fields(record).items())
+        line += "".join(f" {name}={_value(value)}" for name, value in _fields(record).items())
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
@@ -98,6 +99,12 @@ def _timestamp(record: logging.LogRecord) -> str:
 
 def _level(record: logging.LogRecord) -> str:
     return NAMES.get(record.levelno, record.levelname)
+
+
+def _value(value: Any) -> str:
+    """A field's value, in quotes where it could be taken for more than one: some are what a client said."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if re.search(r'[\s"=]', text) else text
 
 
 def _one_line(message: str) -> str:

@@ -179,6 +179,8 @@ def _parameters(generation: GenerationRecord) -> str | None:
         for name, value in msgspec.structs.asdict(generation.sampling).items()
         if isinstance(value, bool | int | float) and value != getattr(SamplingParams(), name)
     }
+    if generation.sampling.watermark is not None:
+        said["watermark"] = True
     return msgspec.json.encode(said | {"max_new_tokens": generation.max_new_tokens}).decode()
 
 

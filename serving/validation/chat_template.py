@@ -37,9 +37,10 @@ class Conversation:
     Attributes:
         messages: the turns so far; a `content` is a text or a list of parts.
         tools: the functions that the model may call, as templates know them; `None` where there are none.
-        template_kwargs: further variables for the template, such as `enable_thinking`. `messages`, `tools` and the
-            special tokens cannot be set. `add_generation_prompt` and `continue_final_message` are booleans; without
-            them, a last message of the assistant's is continued, and after any other the assistant's turn begins.
+        template_kwargs: further variables for the template, such as `enable_thinking`; those that it does not read are
+            left out. `messages`, `tools` and the special tokens cannot be set. `add_generation_prompt` and
+            `continue_final_message` are booleans; without them, a last message of the assistant's is continued, and
+            after any other the assistant's turn begins.
     """
 
     messages: Sequence[Message]
@@ -253,7 +254,7 @@ class ChatTemplate:
             messages[-1] = _marked(messages[-1])
         rendered = program.run(
             {
-                **kwargs,
+                **{name: value for name, value in kwargs.items() if program.mentions(name)},
                 "messages": messages,
                 "tools": None if conversation.tools is None else list(conversation.tools),
                 "add_generation_prompt": ending.begins_turn,

@@ -60,6 +60,15 @@ def test_the_key_guards_everything_that_is_not_public(serve, method, path):
     assert response.headers["access-control-allow-origin"] == "*"
 
 
+def test_no_route_is_forgotten(serve):
+    server = serve(api_key="k")
+    asked = [(rule.rule, method) for rule in server.app.url_map.iter_rules() for method in rule.methods - {"OPTIONS"}]
+    open_to_all = {
+        (path, method) for path, method in asked if server.client.open(path, method=method).status_code != 401
+    }
+    assert open_to_all == {(path, method) for path in ("/", "/health", "/ping") for method in ("GET", "HEAD")}
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 @pytest.mark.parametrize("path", ["/", "/health", "/ping"])
 def test_health_needs_no_key(serve, method, path):

@@ -5,6 +5,9 @@ import threading
 
 import pytest
 
+from serving.api import completions, openai
+from serving.api.schemas import native
+
 
 @pytest.mark.parametrize("path", ["/nowhere", "/generate/", "/v1", "/Generate"])
 def test_an_unknown_path_is_answered_with_nothing(client, path):
@@ -169,3 +172,26 @@ def test_while_draining_new_work_is_refused(serve):
     )
     assert "retry-after" in response.headers
     assert server.client.get("/health").status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/generate", {"inputs": "a", "parameters": {"details": True, "top_n_tokens": 3}}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 3}),
+        ("/v1/completions", {"prompt": "a", "logprobs": 3}),
+    ],
+)
+def test_what_is_told_of_many_tokens_is_written_off_the_hub(monkeypatch, serve, path, body):
+    server = serve(max_total_tokens=512, reply=lambda prompt: [65] * 400)
+    threads = set()
+
+    def rounded(value):
+        threads.add(threading.get_ident())
+        return value
+
+    for module in (native, openai, completions):
+        monkeypatch.setattr(module, "shortest", rounded)
+    assert server.client.post(path, json=body).status_code == 200
+    assert threads
+    assert threading.get_ident() not in threads

@@ -79,6 +79,13 @@ def test_requests_add_up(served):
     assert values["tgi_batch_current_size"] == values["tgi_queue_size"] == 0
 
 
+def test_a_stream_that_nobody_reads_counts_as_dropped(serve):
+    server = serve()
+    server.client.post("/generate_stream", json={"inputs": "a"}, buffered=False).close()
+    assert server.metric('tgi_request_failure{err="dropped"}') == "1"
+    assert server.bridge.open_requests == 0
+
+
 @pytest.fixture(scope="module")
 def dashboard() -> dict:
     return json.loads((DOCS / "grafana" / "weir.json").read_text())

@@ -54,6 +54,11 @@ def test_any_model_name_is_served_and_echoed(client, asked, named):
     assert client.post(URL, json=chat(model=asked)).json["model"] == named
 
 
+def test_a_name_without_end_is_not_said_back_in_every_chunk(client, events):
+    *chunks, _ = events(client.post(URL, json=chat("say:ab", model="m" * 10_000, stream=True)))
+    assert {chunk["model"] for chunk in chunks} == {"m" * 256}
+
+
 def test_a_stream_has_chunks_a_finish_and_an_end(client, events):
     response = client.post(URL, json=chat("say:ab", stream=True))
     assert response.status_code == 200

@@ -1,5 +1,12 @@
 """`/tokenize` and `/chat_tokenize` show prompts as the model gets them."""
 
+import threading
+
+import pytest
+
+from serving.api import tokenization
+from serving.api.schemas.native import TokenizePiece
+
 CHAT = {"messages": [{"role": "user", "content": "hé"}]}
 
 
@@ -15,6 +22,26 @@ def test_tokens_have_byte_offsets(client):
 def test_an_empty_text_and_a_long_one_are_taken(client):
     assert client.post("/tokenize", json={"inputs": ""}).json == [{"id": 256, "text": "", "start": 0, "stop": 0}]
     assert len(client.post("/tokenize", json={"inputs": "a" * 30_000}).json) == 30_001
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("/tokenize", {"inputs": "a" * 30_000}),
+        ("/chat_tokenize", {"messages": [{"role": "user", "content": "a" * 30_000}]}),
+    ],
+)
+def test_many_tokens_are_written_off_the_hub(monkeypatch, client, route, body):
+    threads = set()
+
+    def piece(*fields) -> TokenizePiece:
+        threads.add(threading.get_ident())
+        return TokenizePiece(*fields)
+
+    monkeypatch.setattr(tokenization, "TokenizePiece", piece)
+    assert client.post(route, json=body).status_code == 200
+    assert threads
+    assert threading.get_ident() not in threads
 
 
 def test_truncation_does_not_count(client):

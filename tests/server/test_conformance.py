@@ -10,7 +10,7 @@ import pytest
 from server.conftest import ROOT, SMALL, Server
 
 from scripts import conformance
-from scripts.wire.suite import Target, verdicts
+from scripts.wire.suite import Differs, Target, shortest_floats, verdicts
 
 KEY = "Geheim-7"
 
@@ -118,6 +118,17 @@ def test_rows_hold_on_no_server_that_answers_everything_alike(wrong_server, answ
     """`right` names the rows that such an answer does satisfy."""
     passed = {name for name, (outcome, _) in outcomes(wrong_server(*answer), KEY).items() if outcome == "pass"}
     assert not {name for name in passed if not name.startswith(tuple(right))}
+
+
+@pytest.mark.parametrize("text", ["[-0.6196289]", "[0.1, 1e-7, -0.0]", '{"a":3.4028235e38}'])
+def test_floats_of_fewest_digits_are_taken(text):
+    shortest_floats(text)
+
+
+@pytest.mark.parametrize("text", ["[-0.6196289, -0.6196289062]", "[0.10000000149011612]", "[1e39]", "[]", "[1]"])
+def test_other_floats_or_none_differ(text):
+    with pytest.raises(Differs):
+        shortest_floats(text)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

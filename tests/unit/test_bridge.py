@@ -427,6 +427,17 @@ def test_offload_uses_no_more_threads_than_allowed(build):
     assert most == 2
 
 
+def test_what_is_quick_does_not_wait_behind_what_is_long(build):
+    bridge = build(offload_threads=2).wait()
+    gate = threading.Event()
+    long = [gevent.spawn(bridge.offload_long, gate.wait) for _ in range(6)]
+    gevent.sleep(0.05)
+    assert bridge.offload(lambda: "done") == "done"
+    assert not any(greenlet.ready() for greenlet in long)
+    gate.set()
+    gevent.joinall(long, raise_error=True)
+
+
 def test_a_dead_device_is_replaced_and_the_same_stream_goes_on(build):
     calm = build(FakeRunner(vocab_size=258)).wait()
     expected = words(calm.submit(request(30)))[-1].finish.text

@@ -1,5 +1,6 @@
 """The launcher: which model, which address, and what gunicorn is told."""
 
+import errno
 import json
 import os
 import socket
@@ -95,6 +96,19 @@ def test_bad_usage_is_one_line_and_exits_2(became, capsys):
     assert "--port" in captured.err
     assert captured.out == ""
     assert became == []
+
+
+def test_a_setting_that_is_too_long_for_the_system_is_named(monkeypatch, logging_restored, tmp_path, capsys):
+    def refuse(*call) -> None:
+        raise OSError(errno.E2BIG, "Argument list too long")
+
+    monkeypatch.setattr(os, "execve", refuse)
+    assert launch([f"--model-id={tmp_path}", "--port=0", f"--chat-template={'{' * 1000}"], {}) == 1
+    assert (
+        capsys.readouterr()
+        .out.splitlines()[-1]
+        .endswith("Argument list too long; the longest setting is CHAT_TEMPLATE")
+    )
 
 
 def test_what_cannot_start_is_one_line_and_exits_1(became, capsys):

@@ -1,4 +1,6 @@
 import json
+import threading
+import time
 
 import pytest
 import tokenizers
@@ -138,3 +140,14 @@ def test_a_token_has_a_text_of_its_own():
 
 def test_ids_beyond_the_vocabulary_decode_to_nothing():
     assert byte_tokenizer().token_text(5000) == ""
+
+
+def test_other_threads_run_while_a_long_text_is_encoded():
+    tokenizer = byte_tokenizer()
+    turns = 0
+    encoding = threading.Thread(target=tokenizer.encode, args=("deep learning " * 60_000,))
+    encoding.start()
+    while encoding.is_alive():
+        time.sleep(0.001)
+        turns += 1
+    assert turns > 5

@@ -8,11 +8,12 @@ from msgspec import Struct
 from serving.api.schemas.strict import StrictModel
 
 OWN_NAMES = ("", "tgi")  # of a model: whatever is served
+MAX_NAME = 256  # characters of a client's name for a model that are said back, in every chunk of a stream
 
 
 def model_or(asked: str | None, served: str) -> str:
-    """The name that an answer bears: the client's own, or the served one."""
-    return served if asked is None or asked in OWN_NAMES else asked
+    """The name that an answer bears: the client's own as far as it is a name, or the served one."""
+    return served if asked is None or asked in OWN_NAMES else asked[:MAX_NAME]
 
 
 class StreamOptions(StrictModel):

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import signal
 import threading
 import time
 
@@ -133,6 +134,37 @@ def test_the_hub_goes_on_while_a_hostile_grammar_is_judged(tokenizer, name):
     judge.close()
 
     assert ticks > 20
+
+
+def test_a_process_that_others_killed_refuses_no_grammar(tokenizer):
+    judge = Grammars(tokenizer.to_json(), vocab_size=258, eos_token_ids=[0])
+    judge.check(Grammar(GrammarKind.REGEX, "before"))
+    judge._idle[0]._process.kill()
+    judge._idle[0]._process.wait()
+
+    judge.check(Grammar(GrammarKind.REGEX, "after"))
+    judge.close()
+
+
+@pytest.mark.parametrize("killer", [pytest.param(signal.SIGKILL, id="while it judges"), None])
+def test_what_the_grammar_did_not_cause_is_not_remembered(tokenizer, killer):
+    judge = Grammars(tokenizer.to_json(), vocab_size=258, eos_token_ids=[0])
+    innocent = Grammar(GrammarKind.REGEX, "innocent")
+    if killer is None:  # it ends before it is ready: it finds no tokenizer
+        judge._arguments.insert(0, "no number")
+    else:
+        judge.warm()
+        judge._idle[0].alive = lambda: True
+        judge._idle[0]._process.send_signal(killer)
+        judge._idle[0]._process.wait()
+    with pytest.raises(ValidationError, match="takes too long to compile"):
+        judge.check(innocent)
+    if killer is None:
+        del judge._arguments[0]
+        judge._idle.pop().end()
+
+    judge.check(innocent)
+    judge.close()
 
 
 def test_many_threads_may_ask_at_once(grammars):

@@ -88,10 +88,11 @@ def test_a_request_is_one_line_of_json_with_times_in_seconds(capsys):
 def test_a_request_is_one_line_of_text(capsys):
     logs.configure("info", json_output=False)
     made = Journal()
-    made.add(request(generation(), request_id="a b"))
+    made.add(request(generation(), request_id='a" status=500'))
     made.close()
     line = capsys.readouterr().out
     assert line.count("\n") == 1
+    assert line.endswith(' generated_tokens=4 request_id="a\\" status=500"\n')  # no field of its own
     assert " INFO serving.telemetry.journal: Success handler=generate status=200 total_time=3.0 " in line
 
 
@@ -120,6 +121,12 @@ def test_a_half_answered_request_tells_what_it_came_to():
     assert fields["generated_tokens"] == 4
     assert fields["queue_time"] == 0.5
     assert "inference_time" not in fields
+
+
+def test_a_failed_part_of_a_request_counts_before_its_dropped_siblings():
+    failed = generation(ended=False)
+    failed.error = "validation"
+    assert request(generation(ended=False), failed, status=422).error == "validation"
 
 
 def test_of_several_answers_the_slowest_counts_and_all_their_tokens():
@@ -228,6 +235,16 @@ def test_closing_waits_no_longer_than_told(capsys):
     gate.set()
     made.close(10)
     assert not made._thread.is_alive()
+
+
+def test_a_server_that_logs_warnings_alone_tells_of_its_own_faults(capsys):
+    logs.configure("warn", json_output=True)
+    made = Journal()
+    made.add(request(generation()))
+    made.add(request(status=503))
+    made.close()
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["error"] == "503"
 
 
 def test_a_quiet_server_keeps_no_records():

@@ -77,7 +77,7 @@ def test_fields_stand_behind_the_message_and_cannot_begin_a_line(capsys):
         logs.configure("info", json_output=json_output)
         logging.getLogger("serving.x").info("Done", extra={"fields": {"status": 200, "name": "a\nb"}})
     text, line = capsys.readouterr().out.splitlines()
-    assert text.endswith("serving.x: Done status=200 name=a\\nb")
+    assert text.endswith('serving.x: Done status=200 name="a\\nb"')
     assert json.loads(line) | {"timestamp": ""} == {
         "timestamp": "",
         "level": "INFO",

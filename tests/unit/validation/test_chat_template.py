@@ -307,6 +307,12 @@ def test_how_the_prompt_ends_can_be_said(messages, kwargs, rendered):
     assert ChatTemplate(ROLES, {}).render(conversation) == rendered
 
 
+def test_variables_of_the_request_cannot_replace_what_the_sandbox_gives():
+    template = ChatTemplate("{{ thinking }} {{ range(2) | list }} {{ raise_exception is callable }}", {})
+    kwargs = {"thinking": "on", "range": 1, "raise_exception": "x", "self": 1, "read_by_no_template": 1}
+    assert template.render(Conversation(messages=[ASKED], template_kwargs=kwargs)) == "on [0, 1] True"
+
+
 @pytest.mark.parametrize(
     ("kwargs", "detail"),
     [
