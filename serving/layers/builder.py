@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from serving.errors import ModelError
 from serving.layers.activation import make_gate
-from serving.layers.attention.backend import Attention, AttentionBackend, AttentionSpec
+from serving.layers.attention.backend import Attention, AttentionMaker, AttentionSpec
 from serving.layers.attention.kv_cache import KVShape
-from serving.layers.embedding import Embedding
+from serving.layers.embedding import Embedding, ScaledEmbedding
 from serving.layers.linear import make_linear
-from serving.layers.norm import make_rms_norm
+from serving.layers.norm import LayerNorm, WideRMSNorm, make_rms_norm
 from serving.layers.rotary import Rotary, Rotation, make_rotation
 from serving.weights.checkpoint import Checkpoint
 
@@ -43,11 +43,11 @@ class LayerBuilder:
         checkpoint: where tensors come from.
         dtype: what every weight is converted to.
         device: where every weight is kept.
-        attention: the backend of all attention layers.
+        attention: makes all attention layers.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, attention: AttentionBackend
+        self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, attention: AttentionMaker
     ) -> None:
         self._checkpoint, self._dtype, self._device, self._attention = checkpoint, dtype, device, attention
         self._prefix = ""
@@ -72,13 +72,29 @@ class LayerBuilder:
         """The layer from hidden states to logits; `tied_to` names the embedding whose weight it shares."""
         return make_linear(self._vocabulary(tied_to or name, vocab_size), None)
 
-    def embedding(self, name: str, vocab_size: int) -> Embedding:
+    def embedding(self, name: str, vocab_size: int) -> nn.Module:
         """A token embedding. Raises ModelError."""
         return Embedding(self._vocabulary(name, vocab_size))
+
+    def scaled_embedding(self, name: str, vocab_size: int, scale: float) -> nn.Module:
+        """A token embedding times `scale`. Raises ModelError."""
+        return ScaledEmbedding(self._vocabulary(name, vocab_size), scale)
 
     def norm(self, name: str, eps: float) -> nn.Module:
         """A root-mean-square norm. Raises ModelError."""
         return make_rms_norm(self._tensor(f"{name}.weight"), eps)
+
+    def offset_norm(self, name: str, eps: float) -> nn.Module:
+        """A root-mean-square norm whose weight is kept as its distance from one. Raises ModelError."""
+        weight = self._tensor(f"{name}.weight")
+        if weight.dtype == torch.float32:
+            return make_rms_norm(1 + weight, eps)
+        # One and a little more would lose the little in a narrow type.
+        return WideRMSNorm(1 + weight.float(), eps)
+
+    def layer_norm(self, name: str, eps: float, bias: bool = True) -> nn.Module:
+        """A layer norm. Raises ModelError."""
+        return LayerNorm(self._tensor(f"{name}.weight"), self._tensor(f"{name}.bias") if bias else None, eps)
 
     def rotary(self, head_dim: int, rope: Mapping[str, Any]) -> Rotary:
         """The rotary embedding of a model. Raises ModelError."""
@@ -93,15 +109,19 @@ class LayerBuilder:
         return make_gate(activation, self._device, self._dtype)
 
     def attention(
-        self, *, heads: int, kv_heads: int, head_dim: int, scale: float, window: int | None = None
-    ) -> Attention:
+        self, *, heads: int, kv_heads: int, head_dim: int, scale: float, window: int | None = None,
+        softcap: float | None = None,
+    ) -> Attention:  # fmt: skip
         """The next layer's causal attention over the paged cache; layers are numbered in the order of these calls."""
         layer = len(self.built.kv_shapes)
         self.built.kv_shapes.append(KVShape(kv_heads, head_dim))
         self.built.windows.add(window)
         return self._attention(
-            AttentionSpec(layer=layer, heads=heads, kv_heads=kv_heads, head_dim=head_dim, scale=scale, window=window)
-        )
+            AttentionSpec(
+                layer=layer, heads=heads, kv_heads=kv_heads, head_dim=head_dim, scale=scale, window=window,
+                softcap=softcap,
+            )
+        )  # fmt: skip
 
     def _vocabulary(self, name: str, size: int) -> Tensor:
         weight = self._tensor(f"{name}.weight")

@@ -49,6 +49,30 @@ class NativeRMSNorm(nn.Module):
         return self.kernels.rms_norm(x, self.weight, self.eps)
 
 
+class WideRMSNorm(nn.Module):
+    """The same by a float32 weight, in float32, whatever the type of `x`."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = weight, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., size] -> the same shape and type."""
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last dimension (Ba et al. 2016, arXiv:1607.06450)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, eps: float) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = weight, bias, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., size] -> the same shape and type."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
 def make_rms_norm(weight: Tensor, eps: float) -> nn.Module:
     """The layer that is fastest on the weight's device. weight [size]."""
     if kernels := load(weight.device, weight.dtype):

@@ -10,23 +10,26 @@ from torch import Tensor, nn
 from serving.layers.attention.backend import Attention
 from serving.layers.builder import LayerBuilder
 from serving.layers.forward_batch import ForwardBatch
-from serving.layers.rotary import Angles, Rotation
+from serving.layers.rotary import Angles, Rotary, Rotation
 from serving.weights.model_config import ModelConfig
 
 
-class AttentionMaker(Protocol):
-    """A family's attention class."""
+class BlockMaker(Protocol):
+    """A family's way to make one layer, or the attention of one."""
 
     def __call__(self, config: ModelConfig, build: LayerBuilder, layer: int) -> nn.Module:
-        """The attention of one layer; the builder stands at its `self_attn`."""
+        """The builder stands at the layer's, or its attention's, names."""
         ...
 
 
-def attend(config: ModelConfig, build: LayerBuilder, window: int | None = None) -> Attention:
-    """Grouped-query attention of the configuration's shape, scaled by the root of the head's size."""
+def attend(
+    config: ModelConfig, build: LayerBuilder, window: int | None = None, *,
+    scale: float | None = None, softcap: float | None = None,
+) -> Attention:  # fmt: skip
+    """Grouped-query attention of the configuration's shape, scaled by the root of the head's size unless said."""
     return build.attention(
         heads=config.num_attention_heads, kv_heads=config.num_key_value_heads, head_dim=config.head_dim,
-        scale=config.head_dim**-0.5, window=window,
+        scale=config.head_dim**-0.5 if scale is None else scale, window=window, softcap=softcap,
     )  # fmt: skip
 
 
@@ -54,6 +57,34 @@ class RotaryAttention(nn.Module):
         return self.out(self.attend(query, key, value, batch))
 
 
+class NormedRotaryAttention(nn.Module):
+    """Attention whose queries and keys are normalised head by head before they are turned.
+
+    Args:
+        qkv: [tokens, hidden] -> queries, keys and values side by side.
+        query_norm: over the last dimension of [tokens, heads, head_dim].
+        key_norm: likewise.
+        rotate: turns queries and keys by the angles of their positions.
+        out: [tokens, heads * head_dim] -> [tokens, hidden].
+    """
+
+    def __init__(
+        self, config: ModelConfig, *, qkv: nn.Module, query_norm: nn.Module, key_norm: nn.Module, rotate: Rotation,
+        attend: Attention, out: nn.Module,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.qkv, self.query_norm, self.key_norm = qkv, query_norm, key_norm
+        self.rotate, self.attend, self.out = rotate, attend, out
+
+    def forward(self, x: Tensor, angles: Angles, batch: ForwardBatch) -> Tensor:
+        """[tokens, hidden] -> [tokens, hidden]."""
+        qkv = self.qkv(x).unflatten(-1, (self.heads + 2 * self.kv_heads, -1))
+        query, key, value = qkv.split((self.heads, self.kv_heads, self.kv_heads), 1)
+        query, key = self.rotate(self.query_norm(query), angles), self.rotate(self.key_norm(key), angles)
+        return self.out(self.attend(query, key, value, batch))
+
+
 class GatedMlp(nn.Module):
     """The gated feed-forward layer (Shazeer 2020, arXiv:2002.05202)."""
 
@@ -71,12 +102,10 @@ class GatedMlp(nn.Module):
 class PreNormBlock(nn.Module):
     """Attention and feed-forward, each behind a norm and added to the residual stream."""
 
-    def __init__(self, config: ModelConfig, build: LayerBuilder, layer: int, attention: AttentionMaker) -> None:
+    def __init__(self, *, attention_norm: nn.Module, attention: nn.Module, mlp_norm: nn.Module, mlp: nn.Module) -> None:
         super().__init__()
-        self.attention_norm = build.norm("input_layernorm", config.rms_norm_eps)
-        self.attention = attention(config, build.at("self_attn"), layer)
-        self.mlp_norm = build.norm("post_attention_layernorm", config.rms_norm_eps)
-        self.mlp = GatedMlp(config, build.at("mlp"))
+        self.attention_norm, self.attention = attention_norm, attention
+        self.mlp_norm, self.mlp = mlp_norm, mlp
 
     def forward(self, x: Tensor, angles: Angles, batch: ForwardBatch) -> Tensor:
         """[tokens, hidden] -> [tokens, hidden]."""
@@ -85,20 +114,21 @@ class PreNormBlock(nn.Module):
 
 
 class RotaryDecoder(nn.Module):
-    """A causal language model of pre-norm blocks with rotary positions, under Llama's checkpoint names."""
+    """A causal language model with rotary positions, of parts that the family chose.
 
-    def __init__(self, config: ModelConfig, build: LayerBuilder, attention: AttentionMaker) -> None:
+    Args:
+        embed: ids [tokens] -> [tokens, hidden].
+        rotary: the angles of the positions, the same in every layer.
+        blocks: each [tokens, hidden] -> [tokens, hidden], given the angles and the batch.
+        norm: the last one.
+        head: [rows, hidden] -> [rows, vocabulary].
+    """
+
+    def __init__(
+        self, *, embed: nn.Module, rotary: Rotary, blocks: nn.ModuleList, norm: nn.Module, head: nn.Module
+    ) -> None:
         super().__init__()
-        self.rotary = build.rotary(config.head_dim, config.rope)
-        model = build.at("model")
-        self.embed = model.embedding("embed_tokens", config.vocab_size)
-        self.blocks = nn.ModuleList(
-            PreNormBlock(config, model.at(f"layers.{layer}"), layer, attention)
-            for layer in range(config.num_hidden_layers)
-        )
-        self.norm = model.norm("norm", config.rms_norm_eps)
-        tied_to = "model.embed_tokens" if config.tie_word_embeddings else None
-        self.head = build.head("lm_head", config.vocab_size, tied_to)
+        self.embed, self.rotary, self.blocks, self.norm, self.head = embed, rotary, blocks, norm, head
 
     def forward(self, batch: ForwardBatch) -> Tensor:
         """The last hidden state of every token: [tokens, hidden]."""
@@ -111,3 +141,52 @@ class RotaryDecoder(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, vocabulary], in float32."""
         return self.head(hidden).float()
+
+
+class SoftCap(nn.Module):
+    """A head whose logits are kept within `cap` of zero by a tangent; `None` leaves them."""
+
+    def __init__(self, head: nn.Module, cap: float | None) -> None:
+        super().__init__()
+        self.head, self.cap = head, cap
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden] -> [rows, vocabulary]."""
+        logits = self.head(hidden)
+        return logits if self.cap is None else (logits.float() / self.cap).tanh() * self.cap
+
+
+def layers(config: ModelConfig, model: LayerBuilder, block: BlockMaker) -> nn.ModuleList:
+    """All blocks; `model` stands where the checkpoint has its `layers`."""
+    return nn.ModuleList(block(config, model.at(f"layers.{i}"), i) for i in range(config.num_hidden_layers))
+
+
+def head(config: ModelConfig, build: LayerBuilder) -> nn.Module:
+    """The layer to logits under Llama's names, tied to the embedding where the checkpoint says so."""
+    return build.head("lm_head", config.vocab_size, "model.embed_tokens" if config.tie_word_embeddings else None)
+
+
+def pre_norm_decoder(config: ModelConfig, build: LayerBuilder, attention: BlockMaker) -> RotaryDecoder:
+    """A model of pre-norm blocks with gated feed-forwards and root-mean-square norms, under Llama's names."""
+
+    def block(config: ModelConfig, build: LayerBuilder, layer: int) -> nn.Module:
+        return PreNormBlock(
+            attention_norm=build.norm("input_layernorm", config.norm_eps),
+            attention=attention(config, build.at("self_attn"), layer),
+            mlp_norm=build.norm("post_attention_layernorm", config.norm_eps),
+            mlp=GatedMlp(config, build.at("mlp")),
+        )
+
+    return rotary_decoder(config, build, block)
+
+
+def rotary_decoder(config: ModelConfig, build: LayerBuilder, block: BlockMaker) -> RotaryDecoder:
+    """A model of a family's own blocks, under Llama's names for the rest."""
+    model = build.at("model")
+    return RotaryDecoder(
+        embed=model.embedding("embed_tokens", config.vocab_size),
+        rotary=build.rotary(config.head_dim, config.rope),
+        blocks=layers(config, model, block),
+        norm=model.norm("norm", config.norm_eps),
+        head=head(config, build),
+    )

@@ -3,7 +3,7 @@
 from torch import nn
 
 from serving.layers.builder import LayerBuilder
-from serving.models.decoder import RotaryAttention, RotaryDecoder, attend
+from serving.models.decoder import RotaryAttention, RotaryDecoder, attend, pre_norm_decoder
 from serving.weights.model_config import ModelConfig
 
 
@@ -20,4 +20,4 @@ def attention(config: ModelConfig, build: LayerBuilder, layer: int) -> nn.Module
 
 def qwen2(config: ModelConfig, build: LayerBuilder) -> RotaryDecoder:
     """The whole model."""
-    return RotaryDecoder(config, build, attention)
+    return pre_norm_decoder(config, build, attention)

@@ -11,6 +11,9 @@ from serving.layers.forward_batch import ForwardBatch
 from serving.weights.model_config import ModelConfig
 
 ARCHITECTURES = {
+    "gemma": "serving.models.gemma:gemma",
+    "gemma2": "serving.models.gemma2:gemma2",
+    "gemma3_text": "serving.models.gemma3:Gemma3",
     "llama": "serving.models.llama:llama",
     "mistral": "serving.models.mistral:mistral",
     "qwen2": "serving.models.qwen2:qwen2",

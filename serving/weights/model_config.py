@@ -17,6 +17,32 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
     "qwen2": {"num_key_value_heads": 32, "max_position_embeddings": 32768},
     "qwen3": {"num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 32768},
+    "gemma": {
+        "num_key_value_heads": 16, "head_dim": 256, "max_position_embeddings": 8192, "hidden_act": "gelu_pytorch_tanh",
+        "tie_word_embeddings": True,
+    },
+    "gemma2": {
+        "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 8192, "sliding_window": 4096,
+        "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True, "query_pre_attn_scalar": 256,
+        "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0, "sliding_window_pattern": 2,
+    },
+    "gemma3_text": {
+        "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131072, "sliding_window": 4096,
+        "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True, "query_pre_attn_scalar": 256,
+        "rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window_pattern": 6,
+    },
+}  # fmt: skip
+# What a few families call a thing by another name.
+_NAMES: Mapping[str, tuple[str, ...]] = {
+    "hidden_size": ("n_embd",),
+    "intermediate_size": ("n_inner",),
+    "num_hidden_layers": ("n_layer",),
+    "num_attention_heads": ("n_head",),
+    "max_position_embeddings": ("n_positions",),
+    "norm_eps": ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
+    "hidden_act": ("hidden_activation", "activation_function"),
+    "rope_theta": ("rotary_emb_base",),
+    "partial_rotary_factor": ("rotary_pct",),
 }
 
 
@@ -28,9 +54,13 @@ class ModelConfig:
         head_dim: size of one attention head; `hidden_size / num_attention_heads` unless said.
         sliding_window: how many positions back a token looks, itself included; `None` looks at all.
         layer_types: per layer "full_attention" or "sliding_attention"; empty where the family has one kind.
+        norm_eps: what every norm adds to a variance.
         rope: the rotary parameters: `rope_type`, `rope_theta` and what the type needs.
+        local_rope: the same for layers with a window; equal to `rope` where the family makes no difference.
+        rotary_dim: how much of a head is turned by its position.
         dtype: the checkpoint's own type name, such as "bfloat16"; `None` where it does not say.
         eos_token_ids: the union of what `config.json` and `generation_config.json` say.
+        said: all of `config.json`, for what one family alone has; read it through `number`.
     """
 
     model_type: str
@@ -42,7 +72,7 @@ class ModelConfig:
     num_key_value_heads: int
     head_dim: int
     max_position_embeddings: int
-    rms_norm_eps: float
+    norm_eps: float
     hidden_act: str
     tie_word_embeddings: bool
     attention_bias: bool
@@ -50,14 +80,30 @@ class ModelConfig:
     sliding_window: int | None
     layer_types: tuple[str, ...]
     rope: Mapping[str, Any] = field(hash=False)
+    local_rope: Mapping[str, Any] = field(hash=False)
+    rotary_dim: int
     dtype: str | None
     eos_token_ids: frozenset[int]
+    said: Mapping[str, Any] = field(hash=False, repr=False)
 
     def window(self, layer: int) -> int | None:
         """The attention window of one layer."""
         if self.layer_types and self.layer_types[layer] != "sliding_attention":
             return None
         return self.sliding_window
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A number that one family alone has. Raises ModelError where it is not one."""
+        value = self.said.get(key)
+        if value is None:
+            value = default
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ModelError(f"config.json: {key} must be a number, not {value!r}")
+        return value
+
+    def optional_number(self, key: str) -> float | None:
+        """The same, for one that may be missing."""
+        return None if self.said.get(key) is None else self.number(key)
 
     @classmethod
     def load(cls, directory: Path) -> Self:
@@ -74,31 +120,36 @@ class ModelConfig:
         model_type = str(said.get("model_type", ""))
         if not model_type:
             raise ModelError(f"{directory.name}/config.json has no model_type")
-        return cls._of({**_DEFAULTS.get(model_type, {}), **said}, model_type, _eos_ids(said) | _eos_ids(generation))
+        known = _under_one_name({**_DEFAULTS.get(model_type, {}), **said})
+        return cls._of(known, model_type, _eos_ids(said) | _eos_ids(generation))
 
     @classmethod
     def _of(cls, said: Mapping[str, Any], model_type: str, eos_token_ids: frozenset[int]) -> Self:
         heads, hidden = _count(said, "num_attention_heads"), _count(said, "hidden_size")
+        head_dim, rope = _count(said, "head_dim", hidden // heads), _rope(said, "full_attention")
         return cls(
             model_type=model_type,
             vocab_size=_count(said, "vocab_size"),
             hidden_size=hidden,
-            intermediate_size=_count(said, "intermediate_size"),
+            intermediate_size=_count(said, "intermediate_size", 4 * hidden),
             num_hidden_layers=_count(said, "num_hidden_layers"),
             num_attention_heads=heads,
             num_key_value_heads=_count(said, "num_key_value_heads", heads),
-            head_dim=_count(said, "head_dim", hidden // heads),
+            head_dim=head_dim,
             max_position_embeddings=_count(said, "max_position_embeddings", 2048),
-            rms_norm_eps=float(said.get("rms_norm_eps", 1e-6)),
-            hidden_act=str(said.get("hidden_act", "silu")),
+            norm_eps=float(said.get("norm_eps", 1e-6)),
+            hidden_act=_activation(said, model_type),
             tie_word_embeddings=bool(said.get("tie_word_embeddings", False)),
             attention_bias=bool(said.get("attention_bias", False)),
             mlp_bias=bool(said.get("mlp_bias", False)),
             sliding_window=_window(said, model_type),
             layer_types=_layer_types(said, model_type),
-            rope=_rope(said),
+            rope=rope,
+            local_rope=_rope(said, "sliding_attention"),
+            rotary_dim=int(head_dim * rope.get("partial_rotary_factor", 1.0)),
             dtype=said.get("dtype") or said.get("torch_dtype"),
             eos_token_ids=eos_token_ids,
+            said=said,
         )
 
 
@@ -112,6 +163,15 @@ def _read_json(path: Path, hint: str = "") -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelError(f"{path} does not hold a JSON object")
     return content
+
+
+def _under_one_name(said: Mapping[str, Any]) -> dict[str, Any]:
+    known = dict(said)
+    for name, others in _NAMES.items():
+        for other in others:
+            if known.get(name) is None and known.get(other) is not None:
+                known[name] = known[other]
+    return known
 
 
 def _count(said: Mapping[str, Any], key: str, default: int | None = None) -> int:
@@ -141,15 +201,33 @@ def _layer_types(said: Mapping[str, Any], model_type: str) -> tuple[str, ...]:
     types = tuple(said.get("layer_types") or ())
     if types and len(types) != layers:
         raise ModelError(f"config.json: layer_types has {len(types)} entries for {layers} layers")
-    if not types and model_type.startswith("qwen"):
+    if types:
+        return types
+    if model_type.startswith("qwen"):
         full = min(int(said.get("max_window_layers", 28)), layers)
         return ("full_attention",) * full + ("sliding_attention",) * (layers - full)
-    return types
+    if said.get("sliding_window_pattern") is not None:
+        every = _count(said, "sliding_window_pattern")
+        return tuple("sliding_attention" if (layer + 1) % every else "full_attention" for layer in range(layers))
+    return ()
 
 
-def _rope(said: Mapping[str, Any]) -> Mapping[str, Any]:
-    """transformers 5 writes `rope_parameters`; before, `rope_theta` stood beside an optional `rope_scaling`."""
-    rope = dict(said.get("rope_parameters") or said.get("rope_scaling") or {})
+def _activation(said: Mapping[str, Any], model_type: str) -> str:
+    name = str(said.get("hidden_act") or "silu")
+    # The first Gemmas say "gelu" and were trained with its approximation.
+    return "gelu_pytorch_tanh" if model_type == "gemma" and name == "gelu" else name
+
+
+def _rope(said: Mapping[str, Any], layer_type: str) -> Mapping[str, Any]:
+    """transformers 5 writes `rope_parameters`, one or one a layer type; before, `rope_theta` stood beside an optional
+    `rope_scaling`, which never meant the layers that have a `rope_local_base_freq` of their own.
+    """
+    theta, local_theta = said.get("rope_theta", 10000.0), said.get("rope_local_base_freq")
+    local = layer_type == "sliding_attention" and local_theta is not None
+    rope = dict(said.get("rope_parameters") or ({} if local else said.get("rope_scaling")) or {})
+    if layer_type in rope or "full_attention" in rope:
+        rope = dict(rope.get(layer_type) or {})
     rope.setdefault("rope_type", rope.pop("type", "default"))
-    rope.setdefault("rope_theta", said.get("rope_theta", 10000.0))
+    rope.setdefault("rope_theta", local_theta if local else theta)
+    rope.setdefault("partial_rotary_factor", said.get("partial_rotary_factor", 1.0))
     return rope

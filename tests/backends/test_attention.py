@@ -65,3 +65,18 @@ def test_many_scores_stay_with_the_twin_that_holds_a_tile_of_them(monkeypatch):
 def test_float32_keeps_the_kernel_whose_rows_do_not_depend_on_their_batch():
     assert fastest(CPU, torch.float32) == "sdpa"
     assert fastest(CPU, torch.bfloat16) == ("native" if compiled_library() else "matmul")
+
+
+@pytest.mark.parametrize("backend", AVAILABLE)
+def test_a_soft_cap_is_computed_by_a_backend_that_can_and_never_left_out(backend):
+    torch.manual_seed(0)
+    spec = AttentionSpec(layer=0, heads=4, kv_heads=2, head_dim=16, scale=0.5, window=20, softcap=2.0)
+    rows = [Row(sequence_id=0, token_ids=[0] * 40, position=0, block_table=[3, 2, 1], sample=True)]
+    query, key, value = torch.randn(40, 4, 16) * 3, torch.randn(40, 2, 16), torch.randn(40, 2, 16)
+    got = attended(backend, spec, torch.float32, rows, query, key, value, [torch.zeros(300, BLOCK, 2, 16)] * 2)
+    scores = torch.einsum("qhd,khd->hqk", query, key.repeat_interleave(2, 1)) * 0.5
+    distance = torch.arange(40)[:, None] - torch.arange(40)
+    hidden = (distance < 0) | (distance >= 20)
+    chances = (2 * (scores / 2).tanh()).masked_fill(hidden, float("-inf")).softmax(-1)
+    want = torch.einsum("hqk,khd->qhd", chances, value.repeat_interleave(2, 1)).flatten(1)
+    assert torch.allclose(got, want, atol=1e-5)

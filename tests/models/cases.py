@@ -1,7 +1,17 @@
 """One tiny random configuration per architecture, for every test that holds our models to transformers."""
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PretrainedConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 _TINY = {
     "vocab_size": 131, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6,
@@ -13,6 +23,14 @@ _LLAMA3_ROPE = {
 }  # fmt: skip
 
 CASES: dict[str, PretrainedConfig] = {
+    "gemma": GemmaConfig(**_TINY, head_dim=16),
+    "gemma2": Gemma2Config(
+        **_TINY, head_dim=16, sliding_window=9, query_pre_attn_scalar=24, attn_logit_softcapping=4.0,
+        final_logit_softcapping=6.0,
+    ),
+    "gemma3_text": Gemma3TextConfig(
+        **_TINY, head_dim=16, sliding_window=9, query_pre_attn_scalar=24, sliding_window_pattern=3,
+    ),
     "llama": LlamaConfig(**_TINY),
     "llama-biased-tied": LlamaConfig(**_TINY, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
     "llama-rope-llama3": LlamaConfig(**_TINY, rope_parameters=_LLAMA3_ROPE),
@@ -25,7 +43,7 @@ CASES: dict[str, PretrainedConfig] = {
     "qwen2-window": Qwen2Config(**_TINY, use_sliding_window=True, sliding_window=9, max_window_layers=1),
     "qwen3": Qwen3Config(**_TINY, head_dim=16),
     "qwen3-tied": Qwen3Config(**_TINY, head_dim=16, tie_word_embeddings=True),
-}
+}  # fmt: skip
 
 
 def randomized(config):

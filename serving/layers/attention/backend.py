@@ -17,7 +17,9 @@ class AttentionSpec:
 
     Attributes:
         layer: index into the batch's keys and values.
+        scale: what scores are multiplied by, first of all.
         window: how many positions back a token looks, itself included; `None` looks at all.
+        softcap: scores become `softcap * tanh(score / softcap)` before the mask; `None` leaves them.
     """
 
     layer: int
@@ -26,6 +28,7 @@ class AttentionSpec:
     head_dim: int
     scale: float
     window: int | None
+    softcap: float | None = None
 
 
 class Attention(Protocol):
@@ -36,9 +39,18 @@ class Attention(Protocol):
         ...
 
 
-class AttentionBackend(Protocol):
-    """Makes a layer's attention; implementations are the classes that `select` names."""
+class AttentionMaker(Protocol):
+    """Makes a layer's attention by the first backend that can."""
 
     def __call__(self, spec: AttentionSpec) -> Attention:
-        """Raises ConfigurationError where the backend cannot do what the spec asks."""
+        """Raises ConfigurationError where no backend can do what the spec asks."""
+        ...
+
+
+class AttentionBackend(AttentionMaker, Protocol):
+    """One way to compute attention; implementations are the classes that `select` names."""
+
+    @staticmethod
+    def supports(spec: AttentionSpec) -> bool:
+        """Whether this backend computes everything that the spec asks; `select` builds no layer where it does not."""
         ...

@@ -28,6 +28,11 @@ class MatmulAttention(nn.Module):
         own = (owner[:, None] == torch.arange(spec.kv_heads)).unsqueeze(-1)
         self.own = own.to(torch.bfloat16) * spec.scale  # [heads, kv_heads, 1]
 
+    @staticmethod
+    def supports(spec: AttentionSpec) -> bool:
+        """See `AttentionBackend`."""
+        return spec.softcap is None
+
     def forward(self, query: Tensor, key: Tensor, value: Tensor, batch: ForwardBatch) -> Tensor:
         """See `Attention`."""
         return attend_groups(self.attend, query, key, value, batch, self.spec.layer)

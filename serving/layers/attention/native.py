@@ -24,6 +24,11 @@ class NativeAttention(nn.Module):
             raise ConfigurationError("attention backend 'native': the CPU kernels were not compiled; install gcc first")
         self.spec, self.kernels, self.chunks = spec, kernels, MatmulAttention(spec)
 
+    @staticmethod
+    def supports(spec: AttentionSpec) -> bool:
+        """See `AttentionBackend`."""
+        return spec.softcap is None
+
     def forward(self, query: Tensor, key: Tensor, value: Tensor, batch: ForwardBatch) -> Tensor:
         """See `Attention`."""
         spec, keys, values = self.spec, batch.keys[self.spec.layer], batch.values[self.spec.layer]

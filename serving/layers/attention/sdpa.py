@@ -22,6 +22,11 @@ class SdpaAttention(nn.Module):
         super().__init__()
         self.spec = spec
 
+    @staticmethod
+    def supports(spec: AttentionSpec) -> bool:
+        """See `AttentionBackend`."""
+        return spec.softcap is None
+
     def forward(self, query: Tensor, key: Tensor, value: Tensor, batch: ForwardBatch) -> Tensor:
         """See `Attention`."""
         return attend_groups(partial(attend, self.spec), query, key, value, batch, self.spec.layer)

@@ -1,0 +1,47 @@
+"""Paged attention with every score written out: the backend that can do all that a layer may ask for.
+
+Slower than `sdpa` and held to it by what both can do. Runs on every device; knows no rank and no number format.
+"""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from serving.layers.attention.backend import AttentionSpec
+from serving.layers.attention.sdpa import attend_groups, gathered
+from serving.layers.forward_batch import AttentionGroup, ForwardBatch
+
+
+class EagerAttention(nn.Module):
+    """One layer's attention."""
+
+    def __init__(self, spec: AttentionSpec) -> None:
+        super().__init__()
+        self.spec = spec
+
+    @staticmethod
+    def supports(spec: AttentionSpec) -> bool:
+        """See `AttentionBackend`."""
+        return True
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, batch: ForwardBatch) -> Tensor:
+        """See `Attention`."""
+        return attend_groups(partial(attend, self.spec), query, key, value, batch, self.spec.layer)
+
+
+def attend(spec: AttentionSpec, query: Tensor, keys: Tensor, values: Tensor, group: AttentionGroup) -> Tensor:
+    """One group's attention: query [tokens, heads, head_dim] -> [tokens, heads * head_dim]. Scores are in float32."""
+    rows, shared = group.rows, spec.heads // spec.kv_heads
+    context = (rows, -1, spec.kv_heads, spec.head_dim)
+    key = gathered(keys, group).view(context).permute(0, 2, 3, 1)  # [rows, kv_heads, head_dim, context]
+    value = gathered(values, group).view(context).transpose(1, 2)  # [rows, kv_heads, context, head_dim]
+    # The heads that share a key stand below one another: [rows, kv_heads, shared * tokens, head_dim].
+    grouped = query.view(rows, -1, spec.kv_heads, shared, spec.head_dim).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    scores = torch.matmul(grouped, key).float().mul_(spec.scale)
+    if spec.softcap is not None:
+        scores.div_(spec.softcap).tanh_().mul_(spec.softcap)
+    mask = group.masks[spec.window].unsqueeze(1)  # [rows, 1, 1, tokens, context]
+    scores = scores.unflatten(2, (shared, -1)).add_(mask)
+    attended = torch.matmul(scores.softmax(-1).to(value.dtype).flatten(2, 3), value)
+    return attended.unflatten(2, (shared, -1)).permute(0, 3, 1, 2, 4).flatten(2).flatten(0, 1)
