@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from serving.errors import ModelError
-from serving.layers.activation import make_gate
+from serving.layers.activation import activation, make_gate
 from serving.layers.attention.backend import Attention, AttentionMaker, AttentionSpec
 from serving.layers.attention.kv_cache import KVShape
 from serving.layers.embedding import Embedding, ScaledEmbedding
 from serving.layers.linear import make_linear
 from serving.layers.norm import LayerNorm, WideRMSNorm, make_rms_norm
-from serving.layers.rotary import Rotary, Rotation, make_rotation
+from serving.layers.rotary import Rotary, Rotation, make_partial_rotation, make_rotation, rotate_pairs
 from serving.weights.checkpoint import Checkpoint
 
 
@@ -50,7 +50,7 @@ class LayerBuilder:
         self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, attention: AttentionMaker
     ) -> None:
         self._checkpoint, self._dtype, self._device, self._attention = checkpoint, dtype, device, attention
-        self._prefix = ""
+        self._prefix, self._transposed = "", False
         self.built = Built()
 
     def at(self, name: str) -> Self:
@@ -59,10 +59,48 @@ class LayerBuilder:
         deeper.__dict__.update(self.__dict__, _prefix=f"{self._prefix}{name}.")
         return deeper
 
+    def transposed(self) -> Self:
+        """The same builder for a checkpoint that keeps the weights of linear layers as [in, out]."""
+        turned = object.__new__(type(self))
+        turned.__dict__.update(self.__dict__, _transposed=True)
+        return turned
+
+    def has(self, name: str) -> bool:
+        """Whether the checkpoint has this tensor here: old and new files of one family may differ in names."""
+        return self._checkpoint.has(self._prefix + name)
+
     def column(self, *names: str, bias: bool = False) -> nn.Module:
         """Linear layers over one input, fused along their outputs in the order given. Raises ModelError."""
-        weight = self._fused([f"{name}.weight" for name in names])
-        return make_linear(weight, self._fused([f"{name}.bias" for name in names]) if bias else None)
+        weight = _joined([self._weight(name) for name in names])
+        return make_linear(weight, _joined([self._tensor(f"{name}.bias") for name in names]) if bias else None)
+
+    def fused_column(self, name: str, *sizes: int, bias: bool = False) -> nn.Module:
+        """Linear layers over one input that the checkpoint keeps one below the other, `sizes` outputs each.
+
+        Raises ModelError.
+        """
+        weight = self._weight(name)
+        if len(weight) != sum(sizes):
+            raise ModelError(f"{self._prefix}{name} has {len(weight)} outputs, but config.json says {sum(sizes)}")
+        return make_linear(weight, self._tensor(f"{name}.bias") if bias else None)
+
+    def interleaved_column(self, name: str, groups: int, *shares: int, bias: bool = False) -> nn.Module:
+        """Linear layers over one input that the checkpoint keeps mixed: `groups` times a share of the outputs of each.
+
+        Args:
+            shares: how many heads of each layer a group holds, such as 1, 1, 1 for query, key and value.
+
+        Returns:
+            The layers' outputs side by side, as of `column`. Raises ModelError.
+        """
+
+        def sorted_out(tensor: Tensor) -> Tensor:
+            if len(tensor) % (groups * sum(shares)):
+                raise ModelError(f"{self._prefix}{name} has {len(tensor)} outputs, which config.json does not divide")
+            parts = tensor.unflatten(0, (groups, sum(shares), -1)).split(shares, 1)
+            return torch.cat([part.flatten(0, 2) for part in parts])
+
+        return make_linear(sorted_out(self._weight(name)), sorted_out(self._tensor(f"{name}.bias")) if bias else None)
 
     def row(self, name: str, bias: bool = False) -> nn.Module:
         """A linear layer whose input a `column` layer made. Raises ModelError."""
@@ -75,6 +113,10 @@ class LayerBuilder:
     def embedding(self, name: str, vocab_size: int) -> nn.Module:
         """A token embedding. Raises ModelError."""
         return Embedding(self._vocabulary(name, vocab_size))
+
+    def position_embedding(self, name: str) -> nn.Module:
+        """An embedding of positions that was learned. Raises ModelError."""
+        return Embedding(self._tensor(f"{name}.weight"))
 
     def scaled_embedding(self, name: str, vocab_size: int, scale: float) -> nn.Module:
         """A token embedding times `scale`. Raises ModelError."""
@@ -96,17 +138,29 @@ class LayerBuilder:
         """A layer norm. Raises ModelError."""
         return LayerNorm(self._tensor(f"{name}.weight"), self._tensor(f"{name}.bias") if bias else None, eps)
 
-    def rotary(self, head_dim: int, rope: Mapping[str, Any]) -> Rotary:
-        """The rotary embedding of a model. Raises ModelError."""
-        return Rotary(head_dim, rope, self._device)
+    def rotary(self, size: int, rope: Mapping[str, Any]) -> Rotary:
+        """The rotary embedding of a model, for `size` numbers of every head. Raises ModelError."""
+        return Rotary(size, rope, self._device)
 
     def rotation(self) -> Rotation:
         """The turning of queries and keys by the angles that `rotary` gives."""
         return make_rotation(self._device, self._dtype)
 
-    def gate(self, activation: str) -> Callable[[Tensor], Tensor]:
+    def partial_rotation(self, head_dim: int, size: int) -> Rotation:
+        """The same for the first `size` numbers of a head."""
+        return self.rotation() if size == head_dim else make_partial_rotation(self._device, self._dtype, size)
+
+    def pair_rotation(self) -> Rotation:
+        """The same where numbers that turn together are neighbours."""
+        return rotate_pairs
+
+    def gate(self, name: str) -> Callable[[Tensor], Tensor]:
         """`activation(gate) * up` of the two side by side: [tokens, 2 * size] -> [tokens, size]. Raises ModelError."""
-        return make_gate(activation, self._device, self._dtype)
+        return make_gate(name, self._device, self._dtype)
+
+    def activation(self, name: str) -> Callable[[Tensor], Tensor]:
+        """The elementwise function of this name. Raises ModelError."""
+        return activation(name)
 
     def attention(
         self, *, heads: int, kv_heads: int, head_dim: int, scale: float, window: int | None = None,
@@ -130,9 +184,10 @@ class LayerBuilder:
             raise ModelError(f"{name}.weight has {len(weight)} rows, but config.json says vocab_size {size}")
         return weight
 
-    def _fused(self, names: list[str]) -> Tensor:
-        parts = [self._tensor(name) for name in names]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+    def _weight(self, name: str) -> Tensor:
+        """A linear layer's weight: [out, in], however it lies in the checkpoint."""
+        weight = self._tensor(f"{name}.weight")
+        return weight.t().contiguous() if self._transposed else weight
 
     def _tensor(self, name: str) -> Tensor:
         tensor = self._checkpoint.read(self._prefix + name)
@@ -140,3 +195,7 @@ class LayerBuilder:
         kept = tensor.to(device=self._device, dtype=self._dtype, copy=True)
         self.built.weight_bytes += kept.nbytes
         return kept
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

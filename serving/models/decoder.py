@@ -3,6 +3,7 @@
 Knows no rank, no number format, no kernel; no flag is added here for one family's sake.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -88,15 +89,25 @@ class NormedRotaryAttention(nn.Module):
 class GatedMlp(nn.Module):
     """The gated feed-forward layer (Shazeer 2020, arXiv:2002.05202)."""
 
-    def __init__(self, config: ModelConfig, build: LayerBuilder) -> None:
+    def __init__(self, *, gate_up: nn.Module, gate: Callable[[Tensor], Tensor], down: nn.Module) -> None:
         super().__init__()
-        self.gate_up = build.column("gate_proj", "up_proj", bias=config.mlp_bias)
-        self.down = build.row("down_proj", bias=config.mlp_bias)
-        self.gate = build.gate(config.hidden_act)
+        self.gate_up, self.gate, self.down = gate_up, gate, down
 
     def forward(self, x: Tensor) -> Tensor:
         """[tokens, hidden] -> [tokens, hidden]."""
         return self.down(self.gate(self.gate_up(x)))
+
+
+class Mlp(nn.Module):
+    """The plain feed-forward layer: up, bent, down."""
+
+    def __init__(self, *, up: nn.Module, activate: Callable[[Tensor], Tensor], down: nn.Module) -> None:
+        super().__init__()
+        self.up, self.activate, self.down = up, activate, down
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[tokens, hidden] -> [tokens, hidden]."""
+        return self.down(self.activate(self.up(x)))
 
 
 class PreNormBlock(nn.Module):
@@ -156,6 +167,27 @@ class SoftCap(nn.Module):
         return logits if self.cap is None else (logits.float() / self.cap).tanh() * self.cap
 
 
+class Scaled(nn.Module):
+    """A head whose logits are multiplied by `factor`."""
+
+    def __init__(self, head: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.head, self.factor = head, factor
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[rows, hidden] -> [rows, vocabulary]."""
+        return self.head(hidden) * self.factor
+
+
+def gated_mlp(config: ModelConfig, build: LayerBuilder) -> GatedMlp:
+    """The gated feed-forward under Llama's names; the builder stands at its `mlp`."""
+    return GatedMlp(
+        gate_up=build.column("gate_proj", "up_proj", bias=config.mlp_bias),
+        gate=build.gate(config.hidden_act),
+        down=build.row("down_proj", bias=config.mlp_bias),
+    )
+
+
 def layers(config: ModelConfig, model: LayerBuilder, block: BlockMaker) -> nn.ModuleList:
     """All blocks; `model` stands where the checkpoint has its `layers`."""
     return nn.ModuleList(block(config, model.at(f"layers.{i}"), i) for i in range(config.num_hidden_layers))
@@ -174,7 +206,7 @@ def pre_norm_decoder(config: ModelConfig, build: LayerBuilder, attention: BlockM
             attention_norm=build.norm("input_layernorm", config.norm_eps),
             attention=attention(config, build.at("self_attn"), layer),
             mlp_norm=build.norm("post_attention_layernorm", config.norm_eps),
-            mlp=GatedMlp(config, build.at("mlp")),
+            mlp=gated_mlp(config, build.at("mlp")),
         )
 
     return rotary_decoder(config, build, block)

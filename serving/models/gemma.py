@@ -3,7 +3,7 @@
 from torch import nn
 
 from serving.layers.builder import LayerBuilder
-from serving.models.decoder import GatedMlp, PreNormBlock, RotaryAttention, RotaryDecoder, attend, head, layers
+from serving.models.decoder import PreNormBlock, RotaryAttention, RotaryDecoder, attend, gated_mlp, head, layers
 from serving.weights.model_config import ModelConfig
 
 
@@ -24,7 +24,7 @@ def block(config: ModelConfig, build: LayerBuilder, layer: int) -> nn.Module:
         attention_norm=build.offset_norm("input_layernorm", config.norm_eps),
         attention=attention(config, build.at("self_attn")),
         mlp_norm=build.offset_norm("post_attention_layernorm", config.norm_eps),
-        mlp=GatedMlp(config, build.at("mlp")),
+        mlp=gated_mlp(config, build.at("mlp")),
     )
 
 

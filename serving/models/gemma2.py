@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from serving.layers.builder import LayerBuilder
 from serving.layers.forward_batch import ForwardBatch
 from serving.layers.rotary import Angles
-from serving.models.decoder import GatedMlp, RotaryAttention, RotaryDecoder, SoftCap, attend, head, layers
+from serving.models.decoder import RotaryAttention, RotaryDecoder, SoftCap, attend, gated_mlp, head, layers
 from serving.weights.model_config import ModelConfig
 
 
@@ -32,7 +32,7 @@ class SandwichBlock(nn.Module):
         self.attention = attention
         self.after_attention = build.offset_norm("post_attention_layernorm", config.norm_eps)
         self.before_mlp = build.offset_norm("pre_feedforward_layernorm", config.norm_eps)
-        self.mlp = GatedMlp(config, build.at("mlp"))
+        self.mlp = gated_mlp(config, build.at("mlp"))
         self.after_mlp = build.offset_norm("post_feedforward_layernorm", config.norm_eps)
 
     def forward(self, x: Tensor, angles: Angles, batch: ForwardBatch) -> Tensor:

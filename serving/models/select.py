@@ -14,10 +14,14 @@ ARCHITECTURES = {
     "gemma": "serving.models.gemma:gemma",
     "gemma2": "serving.models.gemma2:gemma2",
     "gemma3_text": "serving.models.gemma3:Gemma3",
+    "granite": "serving.models.granite:granite",
     "llama": "serving.models.llama:llama",
     "mistral": "serving.models.mistral:mistral",
+    "olmo2": "serving.models.olmo2:olmo2",
+    "phi3": "serving.models.phi3:phi3",
     "qwen2": "serving.models.qwen2:qwen2",
     "qwen3": "serving.models.qwen3:qwen3",
+    "starcoder2": "serving.models.starcoder2:starcoder2",
 }
 
 

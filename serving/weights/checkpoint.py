@@ -19,6 +19,10 @@ from serving.errors import ModelError
 class Checkpoint(Protocol):
     """Where a builder takes its tensors from."""
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a tensor."""
+        ...
+
     def read(self, name: str) -> Tensor:
         """The tensor, on the CPU and in the checkpoint's type. Raises ModelError."""
         ...
@@ -45,6 +49,10 @@ class SafetensorsCheckpoint:
             self._files[path] = _open(path)
             self.total_bytes += path.stat().st_size
             self._file_of.update(dict.fromkeys(self._files[path].keys(), path))
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a tensor."""
+        return name in self._file_of
 
     def read(self, name: str) -> Tensor:
         """Read one tensor. Raises ModelError where it is missing or its bytes cannot be read."""
@@ -74,6 +82,10 @@ class DummyCheckpoint:
 
     def __init__(self, shapes: Mapping[str, torch.Size], device: torch.device, dtype: torch.dtype) -> None:
         self._shapes, self._device, self._dtype = shapes, device, dtype
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a tensor."""
+        return name in self._shapes
 
     def read(self, name: str) -> Tensor:
         """A random tensor, already on the device."""

@@ -26,6 +26,27 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True, "query_pre_attn_scalar": 256,
         "final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0, "sliding_window_pattern": 2,
     },
+    "phi3": {
+        "max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+    },
+    "granite": {},
+    "olmo2": {"rms_norm_eps": 1e-5},
+    "starcoder2": {
+        "num_key_value_heads": 2, "hidden_act": "gelu_pytorch_tanh", "max_position_embeddings": 4096,
+        "norm_epsilon": 1e-5, "use_bias": True, "tie_word_embeddings": True,
+    },
+    "gpt_neox": {
+        "hidden_act": "gelu", "layer_norm_eps": 1e-5, "use_parallel_residual": True, "attention_bias": True,
+        "rotary_pct": 0.25,
+    },
+    "gpt2": {
+        "n_positions": 1024, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True,
+    },
+    "cohere": {
+        "max_position_embeddings": 8192, "layer_norm_eps": 1e-5, "tie_word_embeddings": True, "logit_scale": 0.0625,
+        "rope_theta": 500000.0,
+    },
     "gemma3_text": {
         "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131072, "sliding_window": 4096,
         "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True, "query_pre_attn_scalar": 256,
@@ -230,4 +251,9 @@ def _rope(said: Mapping[str, Any], layer_type: str) -> Mapping[str, Any]:
     rope.setdefault("rope_type", rope.pop("type", "default"))
     rope.setdefault("rope_theta", local_theta if local else theta)
     rope.setdefault("partial_rotary_factor", said.get("partial_rotary_factor", 1.0))
+    # Where a scaled type measures from: said beside the parameters, among them, or not at all.
+    rope.setdefault("max_position_embeddings", said.get("max_position_embeddings", 2048))
+    if (original := said.get("original_max_position_embeddings")) is not None:
+        rope["original_max_position_embeddings"] = original
+    rope.setdefault("original_max_position_embeddings", rope["max_position_embeddings"])
     return rope

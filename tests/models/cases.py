@@ -6,11 +6,15 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    Olmo2Config,
+    Phi3Config,
     PretrainedConfig,
     Qwen2Config,
     Qwen3Config,
+    Starcoder2Config,
 )
 
 _TINY = {
@@ -30,6 +34,29 @@ CASES: dict[str, PretrainedConfig] = {
     ),
     "gemma3_text": Gemma3TextConfig(
         **_TINY, head_dim=16, sliding_window=9, query_pre_attn_scalar=24, sliding_window_pattern=3,
+    ),
+    "granite": GraniteConfig(
+        **_TINY, attention_multiplier=0.3, residual_multiplier=0.6, embedding_multiplier=3.0, logits_scaling=2.5
+    ),
+    "olmo2": Olmo2Config(**_TINY),
+    "phi3": Phi3Config(**_TINY, sliding_window=9),
+    "phi3-partial-longrope": Phi3Config(
+        **_TINY, original_max_position_embeddings=128, partial_rotary_factor=0.5,
+        rope_parameters={
+            "rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.5,
+            "short_factor": [1.0, 1.5], "long_factor": [2.0, 4.0],
+        },
+    ),
+    "starcoder2": Starcoder2Config(**_TINY, sliding_window=9),
+    "starcoder2-unbiased": Starcoder2Config(**_TINY, use_bias=False, tie_word_embeddings=False),
+    "llama-rope-dynamic": LlamaConfig(
+        **_TINY, rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    ),
+    "llama-rope-yarn": LlamaConfig(
+        **_TINY,
+        rope_parameters={
+            "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64
+        },
     ),
     "llama": LlamaConfig(**_TINY),
     "llama-biased-tied": LlamaConfig(**_TINY, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),

@@ -1,0 +1,50 @@
+"""Phi-3 and Phi-4 (Abdin et al. 2024, arXiv:2404.14219): Llama from fused tensors, a part of every head turned."""
+
+from torch import nn
+
+from serving.layers.builder import LayerBuilder
+from serving.models.decoder import GatedMlp, PreNormBlock, RotaryAttention, RotaryDecoder, attend, head, layers
+from serving.weights.model_config import ModelConfig
+
+
+def attention(config: ModelConfig, build: LayerBuilder, layer: int) -> nn.Module:
+    """Grouped-query attention over a sliding window, where the checkpoint has one."""
+    queries, keys = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+    return RotaryAttention(
+        config,
+        qkv=build.fused_column("qkv_proj", queries, keys, keys),
+        rotate=build.partial_rotation(config.head_dim, config.rotary_dim),
+        attend=attend(config, build, config.window(layer)),
+        out=build.row("o_proj"),
+    )
+
+
+def mlp(config: ModelConfig, build: LayerBuilder) -> nn.Module:
+    """The gated feed-forward."""
+    return GatedMlp(
+        gate_up=build.fused_column("gate_up_proj", config.intermediate_size, config.intermediate_size),
+        gate=build.gate(config.hidden_act),
+        down=build.row("down_proj"),
+    )
+
+
+def block(config: ModelConfig, build: LayerBuilder, layer: int) -> nn.Module:
+    """One layer."""
+    return PreNormBlock(
+        attention_norm=build.norm("input_layernorm", config.norm_eps),
+        attention=attention(config, build.at("self_attn"), layer),
+        mlp_norm=build.norm("post_attention_layernorm", config.norm_eps),
+        mlp=mlp(config, build.at("mlp")),
+    )
+
+
+def phi3(config: ModelConfig, build: LayerBuilder) -> RotaryDecoder:
+    """The whole model."""
+    model = build.at("model")
+    return RotaryDecoder(
+        embed=model.embedding("embed_tokens", config.vocab_size),
+        rotary=build.rotary(config.rotary_dim, config.rope),
+        blocks=layers(config, model, block),
+        norm=model.norm("norm", config.norm_eps),
+        head=head(config, build),
+    )
