@@ -16,7 +16,7 @@ from serving.layers.attention.backend import Attention, AttentionMaker, Attentio
 from serving.layers.attention.kv_cache import KVShape
 from serving.layers.embedding import Embedding, ScaledEmbedding
 from serving.layers.linear import make_linear
-from serving.layers.norm import LayerNorm, WideRMSNorm, make_rms_norm
+from serving.layers.norm import HeadLayerNorm, LayerNorm, WideRMSNorm, make_rms_norm
 from serving.layers.rotary import Rotary, Rotation, make_partial_rotation, make_rotation, rotate_pairs
 from serving.weights.checkpoint import Checkpoint
 
@@ -137,6 +137,10 @@ class LayerBuilder:
     def layer_norm(self, name: str, eps: float, bias: bool = True) -> nn.Module:
         """A layer norm. Raises ModelError."""
         return LayerNorm(self._tensor(f"{name}.weight"), self._tensor(f"{name}.bias") if bias else None, eps)
+
+    def head_layer_norm(self, name: str, eps: float) -> nn.Module:
+        """A layer norm of every head by itself. Raises ModelError."""
+        return HeadLayerNorm(self._tensor(f"{name}.weight"), eps)
 
     def rotary(self, size: int, rope: Mapping[str, Any]) -> Rotary:
         """The rotary embedding of a model, for `size` numbers of every head. Raises ModelError."""

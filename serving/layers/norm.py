@@ -73,6 +73,18 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
+class HeadLayerNorm(nn.Module):
+    """Layer normalisation of every head, each with a weight of its own [heads, head_dim] and no bias."""
+
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = weight.float(), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[tokens, heads, head_dim] -> the same shape and type."""
+        return (F.layer_norm(x.float(), x.shape[-1:], eps=self.eps) * self.weight).to(x.dtype)
+
+
 def make_rms_norm(weight: Tensor, eps: float) -> nn.Module:
     """The layer that is fastest on the weight's device. weight [size]."""
     if kernels := load(weight.device, weight.dtype):

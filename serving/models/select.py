@@ -11,9 +11,12 @@ from serving.layers.forward_batch import ForwardBatch
 from serving.weights.model_config import ModelConfig
 
 ARCHITECTURES = {
+    "cohere": "serving.models.cohere:cohere",
     "gemma": "serving.models.gemma:gemma",
     "gemma2": "serving.models.gemma2:gemma2",
     "gemma3_text": "serving.models.gemma3:Gemma3",
+    "gpt2": "serving.models.gpt2:Gpt2",
+    "gpt_neox": "serving.models.gpt_neox:gpt_neox",
     "granite": "serving.models.granite:granite",
     "llama": "serving.models.llama:llama",
     "mistral": "serving.models.mistral:mistral",

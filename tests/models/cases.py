@@ -3,9 +3,12 @@
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    CohereConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
@@ -21,6 +24,11 @@ _TINY = {
     "vocab_size": 131, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 6,
     "num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
+_WITHOUT_GROUPS = {key: value for key, value in _TINY.items() if key != "num_key_value_heads"}
+_SMALL_GPT2 = {
+    "vocab_size": 131, "n_embd": 48, "n_layer": 3, "n_head": 6, "n_positions": 256, "bos_token_id": 1,
+    "eos_token_id": 2,
+}  # fmt: skip
 _LLAMA3_ROPE = {
     "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
@@ -35,6 +43,14 @@ CASES: dict[str, PretrainedConfig] = {
     "gemma3_text": Gemma3TextConfig(
         **_TINY, head_dim=16, sliding_window=9, query_pre_attn_scalar=24, sliding_window_pattern=3,
     ),
+    "cohere": CohereConfig(**_TINY, logit_scale=0.5),
+    "cohere-normed": CohereConfig(**_TINY, logit_scale=0.5, use_qk_norm=True),
+    "gpt2": GPT2Config(**_SMALL_GPT2),
+    "gpt2-untied-scaled": GPT2Config(
+        **_SMALL_GPT2, tie_word_embeddings=False, scale_attn_weights=False, scale_attn_by_inverse_layer_idx=True
+    ),
+    "gpt_neox": GPTNeoXConfig(**_WITHOUT_GROUPS, rotary_pct=0.25 * 2),
+    "gpt_neox-serial": GPTNeoXConfig(**_WITHOUT_GROUPS, rotary_pct=1.0, use_parallel_residual=False),
     "granite": GraniteConfig(
         **_TINY, attention_multiplier=0.3, residual_multiplier=0.6, embedding_multiplier=3.0, logits_scaling=2.5
     ),

@@ -1,0 +1,63 @@
+"""Command R (Cohere 2024): attention and feed-forward side by side behind one norm, neighbours turned together."""
+
+from torch import Tensor, nn
+
+from serving.layers.builder import LayerBuilder
+from serving.layers.forward_batch import ForwardBatch
+from serving.layers.rotary import Angles
+from serving.models.decoder import (
+    NormedRotaryAttention,
+    RotaryAttention,
+    RotaryDecoder,
+    Scaled,
+    attend,
+    gated_mlp,
+    head,
+    layers,
+)
+from serving.weights.model_config import ModelConfig
+
+
+def attention(config: ModelConfig, build: LayerBuilder) -> nn.Module:
+    """Grouped-query attention over all earlier positions; the large model normalises queries and keys."""
+    qkv = build.column("q_proj", "k_proj", "v_proj", bias=config.attention_bias)
+    out = build.row("o_proj", bias=config.attention_bias)
+    rotate, attended = build.pair_rotation(), attend(config, build)
+    if not config.said.get("use_qk_norm", False):
+        return RotaryAttention(config, qkv=qkv, rotate=rotate, attend=attended, out=out)
+    return NormedRotaryAttention(
+        config,
+        qkv=qkv,
+        query_norm=build.head_layer_norm("q_norm", config.norm_eps),
+        key_norm=build.head_layer_norm("k_norm", config.norm_eps),
+        rotate=rotate,
+        attend=attended,
+        out=out,
+    )
+
+
+class Block(nn.Module):
+    """Attention and feed-forward of the same normalised input, both added to the residual stream."""
+
+    def __init__(self, config: ModelConfig, build: LayerBuilder, layer: int) -> None:
+        super().__init__()
+        self.norm = build.layer_norm("input_layernorm", config.norm_eps, bias=False)
+        self.attention = attention(config, build.at("self_attn"))
+        self.mlp = gated_mlp(config, build.at("mlp"))
+
+    def forward(self, x: Tensor, angles: Angles, batch: ForwardBatch) -> Tensor:
+        """[tokens, hidden] -> [tokens, hidden]."""
+        normed = self.norm(x)
+        return x + self.attention(normed, angles, batch) + self.mlp(normed)
+
+
+def cohere(config: ModelConfig, build: LayerBuilder) -> RotaryDecoder:
+    """The whole model."""
+    model = build.at("model")
+    return RotaryDecoder(
+        embed=model.embedding("embed_tokens", config.vocab_size),
+        rotary=build.rotary(config.head_dim, config.rope),
+        blocks=layers(config, model, Block),
+        norm=model.layer_norm("norm", config.norm_eps, bias=False),
+        head=Scaled(head(config, build), config.number("logit_scale")),
+    )
