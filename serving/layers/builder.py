@@ -16,6 +16,7 @@ from serving.layers.attention.backend import Attention, AttentionMaker, Attentio
 from serving.layers.attention.kv_cache import KVShape
 from serving.layers.embedding import Embedding, ScaledEmbedding
 from serving.layers.linear import make_linear
+from serving.layers.moe import Expert, Router, make_experts
 from serving.layers.norm import HeadLayerNorm, LayerNorm, WideRMSNorm, make_rms_norm
 from serving.layers.rotary import Rotary, Rotation, make_partial_rotation, make_rotation, rotate_pairs
 from serving.weights.checkpoint import Checkpoint
@@ -165,6 +166,18 @@ class LayerBuilder:
     def activation(self, name: str) -> Callable[[Tensor], Tensor]:
         """The elementwise function of this name. Raises ModelError."""
         return activation(name)
+
+    def router(self, name: str, *, chosen: int, normalized: bool) -> nn.Module:
+        """Chooses the experts of every token: shares and ids, each [tokens, chosen]. Raises ModelError."""
+        return Router(self.column(name), chosen, normalized)
+
+    def experts(self, count: int, *, gate: str, up: str, down: str, activation: str) -> nn.Module:
+        """Gated feed-forwards, numbered from here on: x, shares and ids of a `router` -> [tokens, hidden].
+
+        Raises ModelError.
+        """
+        numbered = [self.at(str(i)) for i in range(count)]
+        return make_experts([Expert(at.column(gate, up), at.row(down)) for at in numbered], self.gate(activation))
 
     def attention(
         self, *, heads: int, kv_heads: int, head_dim: int, scale: float, window: int | None = None,

@@ -110,6 +110,18 @@ class Mlp(nn.Module):
         return self.down(self.activate(self.up(x)))
 
 
+class SparseMlp(nn.Module):
+    """A feed-forward of many experts, of which a router chooses a few for every token."""
+
+    def __init__(self, *, router: nn.Module, experts: nn.Module) -> None:
+        super().__init__()
+        self.router, self.experts = router, experts
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[tokens, hidden] -> [tokens, hidden]."""
+        return self.experts(x, *self.router(x))
+
+
 class PreNormBlock(nn.Module):
     """Attention and feed-forward, each behind a norm and added to the residual stream."""
 
@@ -198,16 +210,22 @@ def head(config: ModelConfig, build: LayerBuilder) -> nn.Module:
     return build.head("lm_head", config.vocab_size, "model.embed_tokens" if config.tie_word_embeddings else None)
 
 
+def pre_norm_block(config: ModelConfig, build: LayerBuilder, attention: nn.Module, mlp: nn.Module) -> PreNormBlock:
+    """A block with root-mean-square norms under Llama's names; the builder stands at the layer."""
+    return PreNormBlock(
+        attention_norm=build.norm("input_layernorm", config.norm_eps),
+        attention=attention,
+        mlp_norm=build.norm("post_attention_layernorm", config.norm_eps),
+        mlp=mlp,
+    )
+
+
 def pre_norm_decoder(config: ModelConfig, build: LayerBuilder, attention: BlockMaker) -> RotaryDecoder:
     """A model of pre-norm blocks with gated feed-forwards and root-mean-square norms, under Llama's names."""
 
     def block(config: ModelConfig, build: LayerBuilder, layer: int) -> nn.Module:
-        return PreNormBlock(
-            attention_norm=build.norm("input_layernorm", config.norm_eps),
-            attention=attention(config, build.at("self_attn"), layer),
-            mlp_norm=build.norm("post_attention_layernorm", config.norm_eps),
-            mlp=gated_mlp(config, build.at("mlp")),
-        )
+        attended = attention(config, build.at("self_attn"), layer)
+        return pre_norm_block(config, build, attended, gated_mlp(config, build.at("mlp")))
 
     return rotary_decoder(config, build, block)
 

@@ -3,7 +3,7 @@
 from torch import nn
 
 from serving.layers.builder import LayerBuilder
-from serving.models.decoder import GatedMlp, PreNormBlock, RotaryAttention, RotaryDecoder, attend, head, layers
+from serving.models.decoder import GatedMlp, RotaryAttention, RotaryDecoder, attend, head, layers, pre_norm_block
 from serving.weights.model_config import ModelConfig
 
 
@@ -30,12 +30,7 @@ def mlp(config: ModelConfig, build: LayerBuilder) -> nn.Module:
 
 def block(config: ModelConfig, build: LayerBuilder, layer: int) -> nn.Module:
     """One layer."""
-    return PreNormBlock(
-        attention_norm=build.norm("input_layernorm", config.norm_eps),
-        attention=attention(config, build.at("self_attn"), layer),
-        mlp_norm=build.norm("post_attention_layernorm", config.norm_eps),
-        mlp=mlp(config, build.at("mlp")),
-    )
+    return pre_norm_block(config, build, attention(config, build.at("self_attn"), layer), mlp(config, build.at("mlp")))
 
 
 def phi3(config: ModelConfig, build: LayerBuilder) -> RotaryDecoder:

@@ -20,10 +20,13 @@ ARCHITECTURES = {
     "granite": "serving.models.granite:granite",
     "llama": "serving.models.llama:llama",
     "mistral": "serving.models.mistral:mistral",
+    "mixtral": "serving.models.mixtral:mixtral",
     "olmo2": "serving.models.olmo2:olmo2",
     "phi3": "serving.models.phi3:phi3",
     "qwen2": "serving.models.qwen2:qwen2",
+    "qwen2_moe": "serving.models.qwen2_moe:qwen2_moe",
     "qwen3": "serving.models.qwen3:qwen3",
+    "qwen3_moe": "serving.models.qwen3_moe:qwen3_moe",
     "starcoder2": "serving.models.starcoder2:starcoder2",
 }
 

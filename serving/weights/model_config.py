@@ -29,6 +29,18 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "phi3": {
         "max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
     },
+    "mixtral": {
+        "num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
+        "num_experts_per_tok": 2, "num_local_experts": 8,
+    },
+    "qwen2_moe": {
+        "num_key_value_heads": 16, "max_position_embeddings": 32768, "qkv_bias": True, "num_experts_per_tok": 4,
+        "num_experts": 60, "decoder_sparse_step": 1, "sliding_window": 4096,
+    },
+    "qwen3_moe": {
+        "num_key_value_heads": 4, "max_position_embeddings": 32768, "num_experts_per_tok": 8, "num_experts": 128,
+        "decoder_sparse_step": 1, "sliding_window": 4096,
+    },
     "granite": {},
     "olmo2": {"rms_norm_eps": 1e-5},
     "starcoder2": {
@@ -62,6 +74,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "max_position_embeddings": ("n_positions",),
     "norm_eps": ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
     "hidden_act": ("hidden_activation", "activation_function"),
+    "num_experts": ("num_local_experts",),
     "rope_theta": ("rotary_emb_base",),
     "partial_rotary_factor": ("rotary_pct",),
 }
@@ -81,7 +94,7 @@ class ModelConfig:
         rotary_dim: how much of a head is turned by its position.
         dtype: the checkpoint's own type name, such as "bfloat16"; `None` where it does not say.
         eos_token_ids: the union of what `config.json` and `generation_config.json` say.
-        said: all of `config.json`, for what one family alone has; read it through `number`.
+        said: all of `config.json`, for what one family alone has.
     """
 
     model_type: str
@@ -122,6 +135,10 @@ class ModelConfig:
             raise ModelError(f"config.json: {key} must be a number, not {value!r}")
         return value
 
+    def count(self, key: str) -> int:
+        """A positive integer that one family alone has. Raises ModelError where it is not one."""
+        return _count(self.said, key)
+
     def optional_number(self, key: str) -> float | None:
         """The same, for one that may be missing."""
         return None if self.said.get(key) is None else self.number(key)
@@ -141,7 +158,7 @@ class ModelConfig:
         model_type = str(said.get("model_type", ""))
         if not model_type:
             raise ModelError(f"{directory.name}/config.json has no model_type")
-        known = _under_one_name({**_DEFAULTS.get(model_type, {}), **said})
+        known = {**_under_one_name(_DEFAULTS.get(model_type, {})), **_under_one_name(said)}
         return cls._of(known, model_type, _eos_ids(said) | _eos_ids(generation))
 
     @classmethod
@@ -224,7 +241,10 @@ def _layer_types(said: Mapping[str, Any], model_type: str) -> tuple[str, ...]:
         raise ModelError(f"config.json: layer_types has {len(types)} entries for {layers} layers")
     if types:
         return types
-    if model_type.startswith("qwen"):
+    if model_type == "qwen2_moe":
+        upper = int(said.get("max_window_layers", 28))
+        return tuple("full_attention" if i % 2 or i >= upper else "sliding_attention" for i in range(layers))
+    if model_type in ("qwen2", "qwen3"):
         full = min(int(said.get("max_window_layers", 28)), layers)
         return ("full_attention",) * full + ("sliding_attention",) * (layers - full)
     if said.get("sliding_window_pattern") is not None:

@@ -12,11 +12,14 @@ from transformers import (
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     Olmo2Config,
     Phi3Config,
     PretrainedConfig,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
     Starcoder2Config,
 )
 
@@ -53,6 +56,19 @@ CASES: dict[str, PretrainedConfig] = {
     "gpt_neox-serial": GPTNeoXConfig(**_WITHOUT_GROUPS, rotary_pct=1.0, use_parallel_residual=False),
     "granite": GraniteConfig(
         **_TINY, attention_multiplier=0.3, residual_multiplier=0.6, embedding_multiplier=3.0, logits_scaling=2.5
+    ),
+    "mixtral": MixtralConfig(**_TINY, num_local_experts=5, num_experts_per_tok=2, sliding_window=9),
+    "qwen2_moe": Qwen2MoeConfig(
+        **_TINY, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=24, shared_expert_intermediate_size=40,
+        mlp_only_layers=[1],
+    ),
+    "qwen2_moe-window": Qwen2MoeConfig(
+        **_TINY, num_experts=5, num_experts_per_tok=2, moe_intermediate_size=24, shared_expert_intermediate_size=40,
+        use_sliding_window=True, sliding_window=9, qkv_bias=False,
+    ),
+    "qwen3_moe": Qwen3MoeConfig(
+        **_TINY, head_dim=16, num_experts=5, num_experts_per_tok=3, moe_intermediate_size=24, norm_topk_prob=True,
+        decoder_sparse_step=2, use_sliding_window=True, sliding_window=9,
     ),
     "olmo2": Olmo2Config(**_TINY),
     "phi3": Phi3Config(**_TINY, sliding_window=9),
