@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.core_model_loading import revert_weight_conversion
 
 from serving.weights.checkpoint import DummyCheckpoint
 
@@ -15,5 +16,7 @@ def random_checkpoint(directory: Path, device: torch.device, dtype: torch.dtype)
     """A checkpoint for the config.json in `directory`; only shapes are taken, nothing is allocated before a read."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
-    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        # What is in memory may be stacked and named otherwise than what lies in files.
+        files = revert_weight_conversion(model, model.state_dict())
+    shapes = {name: tensor.shape for name, tensor in files.items()}
     return DummyCheckpoint(shapes, device, dtype)

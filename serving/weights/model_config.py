@@ -14,7 +14,7 @@ from serving.errors import ModelError
 # What transformers takes for granted where an architecture's config.json leaves a key out.
 _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "llama": {},
-    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131072},
     "qwen2": {"num_key_value_heads": 32, "max_position_embeddings": 32768},
     "qwen3": {"num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 32768},
     "gemma": {

@@ -19,9 +19,9 @@ CPU = torch.device("cpu")
 class Ours:
     """Our model from the files that transformers saved, fed rows by hand."""
 
-    def __init__(self, directory, dtype=torch.float32, device=CPU):
+    def __init__(self, directory, dtype=torch.float32, device=CPU, weights=None):
         self.config = ModelConfig.load(directory)
-        self.weights = SafetensorsCheckpoint(directory)
+        self.weights = weights or SafetensorsCheckpoint(directory)
         attention = select_attention(fastest(device, dtype))
         build = LayerBuilder(self.weights, dtype=dtype, device=device, attention=attention)
         self.model = select_model(self.config.model_type)(self.config, build)

@@ -5,9 +5,10 @@ import random
 import pytest
 import torch
 from models.cases import CASES, randomized
-from models.hand_fed import BLOCK, Ours, row, worst_difference
+from models.hand_fed import BLOCK, CPU, Ours, row, worst_difference
 
 from serving.models.select import ARCHITECTURES
+from serving.runner.dummy import random_checkpoint
 
 
 @pytest.fixture(params=CASES)
@@ -82,6 +83,15 @@ def test_long_chunks_attend_in_slices_and_wide_groups_are_split(tmp_path, monkey
     singles = ours.logits([row(i, ids, 19, 20, tables[i]) for i, ids in enumerate(sequences)])
     for i in range(5):
         assert worst_difference(torch.cat([chunks[i], singles[i]]), want[i]) < 1e-5
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_random_weights_have_the_names_of_files(case, tmp_path):
+    CASES[case].save_pretrained(tmp_path)
+    ours = Ours(tmp_path, weights=random_checkpoint(tmp_path, CPU, torch.float32))
+    (logits,) = ours.logits([row(0, [1, 2, 3], 0, 3, [1])])
+    assert logits.shape == (3, 131)
+    assert logits.isfinite().all()
 
 
 def test_every_architecture_has_a_case():

@@ -1,0 +1,69 @@
+"""What a config.json leaves out is what transformers takes for granted, for every architecture."""
+
+import json
+
+import pytest
+from models.cases import CASES
+
+from serving.weights.model_config import ModelConfig
+
+FAMILIES = {config.model_type: type(config) for config in CASES.values()}
+SAME = {
+    "hidden_size": "hidden_size", "num_hidden_layers": "num_hidden_layers",
+    "num_attention_heads": "num_attention_heads", "max_position_embeddings": "max_position_embeddings",
+    "tie_word_embeddings": "tie_word_embeddings",
+}  # fmt: skip
+EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
+ACTIVATION = ("hidden_activation", "hidden_act", "activation_function")
+# Where config.json always says it: sizes without which no checkpoint is written.
+SIZES = {
+    "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 12, "num_attention_heads": 16,
+}  # fmt: skip
+
+
+def first(config, names):
+    return next(getattr(config, name) for name in names if hasattr(config, name))
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_defaults(model_type, tmp_path):
+    theirs = FAMILIES[model_type](**SIZES)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, **SIZES}))
+    ours = ModelConfig.load(tmp_path)
+    for mine, their in SAME.items():
+        assert getattr(ours, mine) == getattr(theirs, their), mine
+    assert ours.num_key_value_heads == getattr(theirs, "num_key_value_heads", 16)
+    assert ours.head_dim == (getattr(theirs, "head_dim", None) or 4)
+    assert ours.norm_eps == first(theirs, EPS)
+    assert ours.hidden_act == first(theirs, ACTIVATION)
+    assert ours.attention_bias == getattr(theirs, "attention_bias", False)
+    types = getattr(theirs, "layer_types", None)
+    for layer in range(12):
+        full = types is not None and types[layer] == "full_attention"
+        window = None if full else getattr(theirs, "sliding_window", None)
+        off = getattr(theirs, "use_sliding_window", True) is False
+        assert ours.window(layer) == (None if off else window)
+
+
+@pytest.mark.parametrize("model_type", [name for name, family in FAMILIES.items() if name != "gpt2"])
+def test_rotation(model_type, tmp_path):
+    theirs = FAMILIES[model_type](**SIZES).rope_parameters
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, **SIZES}))
+    ours = ModelConfig.load(tmp_path)
+    for mine, layer_type in ((ours.rope, "full_attention"), (ours.local_rope, "sliding_attention")):
+        their = theirs.get(layer_type, theirs)
+        assert mine["rope_theta"] == their["rope_theta"]
+        assert mine["partial_rotary_factor"] == their.get("partial_rotary_factor", 1.0)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_what_one_family_alone_has(model_type, tmp_path):
+    theirs = FAMILIES[model_type](**SIZES)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, **SIZES}))
+    said = ModelConfig.load(tmp_path).said
+    for name in (
+        "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "use_bias", "qkv_bias",
+        "use_parallel_residual", "num_experts_per_tok", "num_experts", "decoder_sparse_step", "logit_scale",
+    ):  # fmt: skip
+        if getattr(theirs, name, None) is not None:
+            assert said[name] == getattr(theirs, name), name
