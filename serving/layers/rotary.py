@@ -159,6 +159,9 @@ def _longrope(size: int, rope: Mapping[str, Any], device: torch.device) -> _Made
     """
     trained, longest = float(rope["original_max_position_embeddings"]), float(rope["max_position_embeddings"])
     powers = _powers(size, rope, device)
+    for key in ("short_factor", "long_factor"):
+        if not isinstance(rope[key], list) or len(rope[key]) != len(powers):
+            raise ModelError(f"config.json: {key} must be a list of {len(powers)} numbers")
     short, long = (
         1.0 / (powers * torch.tensor(rope[key], dtype=torch.float32, device=device))
         for key in ("short_factor", "long_factor")
@@ -176,6 +179,5 @@ _TYPES: Mapping[str, Callable[[int, Mapping[str, Any], torch.device], _Made]] = 
     "dynamic": _dynamic,
     "yarn": _yarn,
     "longrope": _longrope,
-    "su": _longrope,  # what Phi-3 called it first
     "llama3": _llama3,
 }

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from serving.errors import ModelError
 from serving.layers.builder import LayerBuilder
 from serving.layers.forward_batch import ForwardBatch
 from serving.models.decoder import NormedRotaryAttention, SoftCap, attend, head, layers
@@ -32,6 +33,8 @@ class Gemma3(nn.Module):
 
     def __init__(self, config: ModelConfig, build: LayerBuilder) -> None:
         super().__init__()
+        if config.said.get("use_bidirectional_attention"):
+            raise ModelError("config.json: use_bidirectional_attention is for embeddings; text is generated causally")
         model = build.at("model")
         self.embed = model.scaled_embedding("embed_tokens", config.vocab_size, config.hidden_size**0.5)
         self.rotary = build.rotary(config.head_dim, config.rope)

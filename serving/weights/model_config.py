@@ -269,6 +269,8 @@ def _rope(said: Mapping[str, Any], layer_type: str) -> Mapping[str, Any]:
     if layer_type in rope or "full_attention" in rope:
         rope = dict(rope.get(layer_type) or {})
     rope.setdefault("rope_type", rope.pop("type", "default"))
+    if "short_factor" in rope:
+        rope["rope_type"] = "longrope"  # which Phi-3 called "su", and even "yarn", at first
     rope.setdefault("rope_theta", local_theta if local else theta)
     rope.setdefault("partial_rotary_factor", said.get("partial_rotary_factor", 1.0))
     # Where a scaled type measures from: said beside the parameters, among them, or not at all.

@@ -6,7 +6,10 @@ import pytest
 import torch
 from models.cases import CASES, randomized
 from models.hand_fed import BLOCK, CPU, Ours, row, worst_difference
+from safetensors.torch import save_file
+from transformers import Gemma3TextConfig
 
+from serving.errors import ModelError
 from serving.models.select import ARCHITECTURES
 from serving.runner.dummy import random_checkpoint
 
@@ -92,6 +95,22 @@ def test_random_weights_have_the_names_of_files(case, tmp_path):
     (logits,) = ours.logits([row(0, [1, 2, 3], 0, 3, [1])])
     assert logits.shape == (3, 131)
     assert logits.isfinite().all()
+
+
+def test_gpt2_files_without_a_prefix_are_read_too(tmp_path):
+    theirs = randomized(CASES["gpt2"])
+    theirs.config.save_pretrained(tmp_path)
+    save_file(theirs.transformer.state_dict(), tmp_path / "model.safetensors")
+    (got,) = Ours(tmp_path).logits([row(0, [5, 6, 7], 0, 3, [1])])
+    with torch.inference_mode():
+        assert worst_difference(got, theirs(torch.tensor([[5, 6, 7]])).logits[0]) < 1e-5
+
+
+def test_a_model_of_embeddings_is_refused(tmp_path):
+    config = Gemma3TextConfig(**{**CASES["gemma3_text"].to_dict(), "use_bidirectional_attention": True})
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="bidirectional"):
+        Ours(tmp_path, weights=random_checkpoint(tmp_path, CPU, torch.float32))
 
 
 def test_every_architecture_has_a_case():

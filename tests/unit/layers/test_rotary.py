@@ -53,6 +53,9 @@ def test_angles_depend_on_nothing_but_the_position():
 def test_an_unknown_type_and_a_missing_parameter_are_named():
     with pytest.raises(ModelError, match="spiral"):
         Rotary(SIZE, {"rope_type": "spiral", "rope_theta": 1.0}, CPU)
+    short = {"short_factor": [1.0], "long_factor": [1.0], "original_max_position_embeddings": 8}
+    with pytest.raises(ModelError, match="short_factor must be a list of 8"):
+        Rotary(SIZE, {"rope_type": "longrope", "rope_theta": 1e4, "max_position_embeddings": 16, **short}, CPU)
     with pytest.raises(ModelError, match="factor"):
         Rotary(SIZE, {"rope_type": "linear", "rope_theta": 1e4}, CPU)
 

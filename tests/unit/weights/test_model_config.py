@@ -32,6 +32,35 @@ def test_old_rope_scaling_and_new_rope_parameters_mean_the_same(tmp_path):
     assert dict(old.rope) == dict(new.rope)
 
 
+def test_phi3_called_longrope_by_other_names(tmp_path):
+    factors = {"short_factor": [1.0], "long_factor": [2.0]}
+    for name in ("su", "yarn", "longrope"):
+        said = {**LLAMA, "model_type": "phi3", "rope_scaling": {"type": name, **factors}}
+        assert load(tmp_path, said).rope["rope_type"] == "longrope"
+
+
+def test_gemma3_scales_the_far_sighted_layers_only(tmp_path):
+    old = {
+        **LLAMA, "model_type": "gemma3_text", "num_hidden_layers": 6, "rope_theta": 1e6, "rope_local_base_freq": 1e4,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    }  # fmt: skip
+    config = load(tmp_path, old)
+    assert (config.rope["rope_type"], config.rope["factor"], config.rope["rope_theta"]) == ("linear", 8.0, 1e6)
+    assert (config.local_rope["rope_type"], config.local_rope["rope_theta"]) == ("default", 1e4)
+    assert [config.window(layer) for layer in range(6)] == [4096] * 5 + [None]
+
+
+def test_a_number_that_one_family_has_is_named_where_it_is_none(tmp_path):
+    config = load(tmp_path, {**LLAMA, "logit_scale": "big", "cap": None})
+    with pytest.raises(ModelError, match="logit_scale"):
+        config.number("logit_scale")
+    with pytest.raises(ModelError, match="missing"):
+        config.number("missing")
+    with pytest.raises(ModelError, match="num_experts"):
+        config.count("num_experts")
+    assert config.optional_number("cap") is None
+
+
 def test_end_of_sequence_ids_are_the_union_of_both_files(tmp_path):
     assert load(tmp_path, {**LLAMA, "eos_token_id": 2}, {"eos_token_id": [3, 4]}).eos_token_ids == {2, 3, 4}
     assert load(tmp_path, {**LLAMA, "eos_token_id": None}, {}).eos_token_ids == frozenset()
