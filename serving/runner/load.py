@@ -35,6 +35,8 @@ BLOCK_SIZE = 16
 # A CPU computes a step of 512 tokens at nearly its full rate; more would only hold running streams up for longer.
 _DEFAULT_STEP_TOKENS = {"cpu": 512, "cuda": 4096}
 _DEFAULT_CPU_KV_BYTES = 4 << 30
+_NOT_WEIGHTS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias",
+                "lm_head.weight", "embed_out.weight")  # fmt: skip
 
 
 def load_runner(options: RunnerOptions) -> ModelRunner:
@@ -98,7 +100,7 @@ def _build(
         build = LayerBuilder(weights, dtype=dtype, device=device, attention=attention)
         model = architecture(config, build)
     # Old checkpoints carry computed buffers, tied ones a head that nobody reads.
-    if unread := [name for name in weights.unread() if "rotary_emb" not in name and name != "lm_head.weight"]:
+    if unread := [name for name in weights.unread() if not name.endswith(_NOT_WEIGHTS)]:
         log.warning("%d tensors of the checkpoint are not used, first %s", len(unread), unread[0])
     return model, build.built
 
