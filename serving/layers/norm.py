@@ -50,15 +50,15 @@ class NativeRMSNorm(nn.Module):
 
 
 class WideRMSNorm(nn.Module):
-    """The same by a float32 weight, in float32, whatever the type of `x`."""
+    """The same with a weight in float32, which may be finer than the type of `x`."""
 
     def __init__(self, weight: Tensor, eps: float) -> None:
         super().__init__()
-        self.weight, self.eps = weight, eps
+        self.norm = make_rms_norm(weight, eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., size] -> the same shape and type."""
-        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+        return self.norm(x.float()).to(x.dtype)
 
 
 class LayerNorm(nn.Module):
