@@ -15,6 +15,7 @@ from serving.errors import ModelError
 
 # "No limit" is written as int(1e30) by transformers, and as other absurd numbers by hand.
 LONGEST_BELIEVABLE_LENGTH = 10**9
+LONG_TEXT = 4096  # characters, from which on encoding takes milliseconds
 
 SPECIAL_ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -88,7 +89,9 @@ class Tokenizer:
         ]
 
     def _encoding(self, text: str, add_special_tokens: bool) -> Any:
-        # The package lets other threads run only while it encodes a batch.
+        if len(text) < LONG_TEXT:
+            return self._backend.encode(text, add_special_tokens=add_special_tokens)
+        # The package lets other threads run only while it encodes a batch, for which it has threads of its own.
         return self._backend.encode_batch([text], add_special_tokens=add_special_tokens)[0]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
