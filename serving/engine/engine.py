@@ -5,6 +5,7 @@ Knows no thread, no torch and no clock but `time.monotonic`; whoever calls it do
 
 import logging
 import time
+from collections.abc import Callable
 
 from serving.engine.block_manager import BlockManager
 from serving.engine.output import OutputProcessor
@@ -87,8 +88,11 @@ class Engine:
         """Let go of the device. Safe to call twice."""
         self._runner.close()
 
-    def step(self) -> tuple[list[RequestOutput], StepStats]:
+    def step(self, meanwhile: Callable[[], None] = lambda: None) -> tuple[list[RequestOutput], StepStats]:
         """Advance the batch by one forward of the device.
+
+        Args:
+            meanwhile: called once while the device computes.
 
         Raises:
             RunnerDied: the device is gone; nothing of this step counts but `lost_step`. Call `restart` with a new
@@ -98,7 +102,7 @@ class Engine:
         step = self._scheduler.schedule()
         submitted = time.monotonic()
         try:
-            result = self._execute(step, begun)
+            result = self._execute(step, begun, meanwhile)
         except RunnerDied:
             died = time.monotonic()
             self._lost = self._stats(step, forward_s=died - submitted, step_s=died - begun, failed=True)
@@ -153,13 +157,15 @@ class Engine:
         """The engine between steps: what waits, runs and is used; everything that a step would count is 0."""
         return self._stats(Step(budget=0), forward_s=0.0, step_s=0.0)
 
-    def _execute(self, step: Step, begun: float) -> StepResult:
+    def _execute(self, step: Step, begun: float, meanwhile: Callable[[], None]) -> StepResult:
         for sequence in step.started:
             sequence.begun = begun
         if not step.rows:
+            meanwhile()
             return StepResult(rows=[])
         self._dying = list(step.rows)
         self._runner.submit(step.plan)
+        meanwhile()
         result = self._runner.collect()
         _check_rows(step.plan, result)
         self._dying = []

@@ -41,9 +41,9 @@ class EngineLoop:
 
     Args:
         inbox: Submit, Abort and Stop, put by any thread.
-        publish: called once a step with its outputs (perhaps none); without a step, and `Engine.load` as numbers
-            (`rows` is 0), once after a restart with the outputs of the requests given up, and once when aborts have
-            left nothing to do.
+        publish: called once a step with its outputs (perhaps none), while the device computes the next; without a
+            step, and `Engine.load` as numbers (`rows` is 0), once after a restart with the outputs of the requests
+            given up, and once when aborts have left nothing to do.
         start_runner: makes the next runner after one died; what it raises ends `run`.
         on_state: told False when the runner died and True when its successor works.
 
@@ -67,6 +67,7 @@ class EngineLoop:
         self._start_runner = start_runner
         self._on_state = on_state
         self._idle_deaths = 0
+        self._made: tuple[list[RequestOutput], StepStats] | None = None
         self.steps = 0
         self.last_progress = time.monotonic()
         self.busy = False
@@ -82,12 +83,14 @@ class EngineLoop:
             if self._engine.has_work():
                 self._step()
             elif self.busy:  # the last request was aborted: no step follows whose numbers would say so
+                self._hand_out()
                 self._publish([], self._engine.load())
             elif not self._engine.alive():
                 self._count_idle_death()
                 self._recover()
             self.busy = self._engine.has_work()
             self.last_progress = time.monotonic()
+        self._hand_out()
 
     def _take_in(self) -> bool:
         """Empty the inbox, waiting a moment for it when idle; False when told to stop."""
@@ -109,14 +112,25 @@ class EngineLoop:
 
     def _step(self) -> None:
         try:
-            outputs, stats = self._engine.step()
+            outputs, stats = self._engine.step(meanwhile=self._hand_out)
         except RunnerDied:
+            self._hand_out()
             self._publish([], self._engine.lost_step())
             self._recover()
             return
         self._idle_deaths = 0
         self.steps += 1
-        self._publish(outputs, stats)
+        self._made = (outputs, stats)
+        if not self._engine.has_work():
+            self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Publish the last step. It is done while the device computes the next: whoever takes the outputs up competes
+        with this thread for the interpreter, and the device would wait for it.
+        """
+        if self._made is not None:
+            made, self._made = self._made, None
+            self._publish(*made)
 
     def _recover(self) -> None:
         self._on_state(False)

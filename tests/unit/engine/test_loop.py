@@ -101,14 +101,14 @@ def test_stop_ends_an_idle_loop():
     assert harness.outputs == []
 
 
-def test_stop_ends_a_busy_loop():
+def test_stop_ends_a_busy_loop_with_the_step_under_way():
     harness = Harness(FakeRunner(), on_output=lambda harness, output: harness.inbox.put(Stop()))
     harness.inbox.put(Submit(1, request(n=1000)))
     harness.run()
-    assert len(harness.tokens(1)) == 1
+    assert len(harness.tokens(1)) == 2
 
 
-def test_an_abort_takes_effect_before_the_next_step():
+def test_an_abort_takes_effect_at_the_end_of_the_step_under_way():
     def on_output(harness, output):
         if output.request_id == 1 and len(harness.tokens(1)) == 3:
             harness.inbox.put(Abort(1))
@@ -119,7 +119,7 @@ def test_an_abort_takes_effect_before_the_next_step():
     harness = Harness(FakeRunner(), on_output=on_output)
     harness.inbox.put(Submit(1, request(n=1000)))
     harness.run()
-    assert len(harness.tokens(1)) == 3
+    assert len(harness.tokens(1)) == 4
     assert len(harness.tokens(2)) == 2
     assert list(harness.runners[0].rows) == [2]
 
