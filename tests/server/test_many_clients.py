@@ -64,9 +64,11 @@ class Client:
     async def ping(self) -> float:
         begun = time.monotonic()
         reader, writer = await asyncio.open_connection(self.host, self.port)
-        writer.write(b"GET /ping HTTP/1.1\r\nhost: weir\r\nconnection: close\r\n\r\n")
-        status = await reader.readline()
-        writer.close()
+        try:
+            writer.write(b"GET /ping HTTP/1.1\r\nhost: weir\r\nconnection: close\r\n\r\n")
+            status = await reader.readline()
+        finally:
+            writer.close()
         assert b"200" in status, status
         return time.monotonic() - begun
 
