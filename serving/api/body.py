@@ -18,6 +18,7 @@ from werkzeug.exceptions import BadRequest, RequestEntityTooLarge
 from serving.api.errors import Refusal
 from serving.api.schemas.strict import RepeatedKeys, StrictModel
 from serving.bridge import Bridge
+from serving.nesting import is_deeper
 
 LONG_BODY = 16_384  # bytes, from which on parsing would hold up the hub
 MAX_DEPTH = 128  # of objects and arrays in each other; the original's parser has the same
@@ -75,7 +76,10 @@ def parse(body: bytes) -> Any:
     try:
         text = body.decode()
         value = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
-        _check_depth(value)
+        if is_deeper(
+            value, MAX_DEPTH
+        ):  # it would run into a recursion limit later, in a validator, a template or an encoder
+            raise RecursionError
         if _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
@@ -99,21 +103,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         return value
     counts = Counter(key for key, _ in pairs)
     return RepeatedKeys(pairs, frozenset(key for key, count in counts.items() if count > 1))
-
-
-def _check_depth(value: Any) -> None:
-    """Refuse what would run into a recursion limit later, in a validator, a template or an encoder."""
-    level = [value]
-    for _ in range(MAX_DEPTH + 1):
-        level = [
-            child
-            for outer in level
-            if isinstance(outer, dict | list)
-            for child in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        if not level:
-            return
-    raise RecursionError
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -82,7 +82,6 @@ class Generation:
         self._validation_s = time.monotonic() - record.arrived
         self._finishes: list[Finish] = []
         self._answered = False
-        self._failed = False
 
     def outputs(self) -> Iterator[tuple[int, RequestOutput] | None]:
         """Yield (which answer, its output), as they come; `None` when a keep-alive is due. To be used once.
@@ -136,8 +135,7 @@ class Generation:
 
     def _end(self, failure: str) -> None:
         self._stream.close()
-        if not self._complete and not self._failed:
-            self._failed = True
+        if not self._complete and self._record.error is None:
             self._record.error = failure
             self._metrics.request_failed(failure)
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from serving.errors import ValidationError
+from serving.nesting import is_deeper
 
 MAX_DEPTH = 100  # of objects and arrays in each other
 
@@ -45,7 +46,8 @@ def prepared(schema: Schema) -> Schema:
     Raises:
         ValidationError: nested too deeply.
     """
-    _check_depth(schema)
+    if is_deeper(schema, MAX_DEPTH):
+        raise ValidationError(f"grammar is not valid: it is nested more than {MAX_DEPTH} deep")
     made = schema if _is_composed(schema) else _closed(schema)
     return {**made, "x-guidance": dict(OPTIONS)}
 
@@ -96,17 +98,3 @@ def _with_subschemas(schema: Schema, change: Callable[[Schema], Schema]) -> Sche
         else:
             made[key] = value
     return made
-
-
-def _check_depth(value: Any) -> None:
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [
-            child
-            for outer in level
-            if isinstance(outer, dict | list)
-            for child in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        if not level:
-            return
-    raise ValidationError(f"grammar is not valid: it is nested more than {MAX_DEPTH} deep")

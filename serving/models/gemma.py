@@ -3,26 +3,16 @@
 from torch import nn
 
 from serving.layers.builder import LayerBuilder
-from serving.models.decoder import PreNormBlock, RotaryAttention, RotaryDecoder, attend, gated_mlp, head, layers
+from serving.models.decoder import PreNormBlock, RotaryDecoder, gated_mlp, head, layers
+from serving.models.llama import attention
 from serving.weights.model_config import ModelConfig
-
-
-def attention(config: ModelConfig, build: LayerBuilder) -> nn.Module:
-    """Grouped-query attention over all earlier positions."""
-    return RotaryAttention(
-        config,
-        qkv=build.column("q_proj", "k_proj", "v_proj", bias=config.attention_bias),
-        rotate=build.rotation(),
-        attend=attend(config, build),
-        out=build.row("o_proj", bias=config.attention_bias),
-    )
 
 
 def block(config: ModelConfig, build: LayerBuilder, layer: int) -> nn.Module:
     """One layer."""
     return PreNormBlock(
         attention_norm=build.offset_norm("input_layernorm", config.norm_eps),
-        attention=attention(config, build.at("self_attn")),
+        attention=attention(config, build.at("self_attn"), layer),
         mlp_norm=build.offset_norm("post_attention_layernorm", config.norm_eps),
         mlp=gated_mlp(config, build.at("mlp")),
     )

@@ -52,7 +52,7 @@ def test_what_is_no_json(client, body):
 
 
 def nested(depth):
-    calls = b"[" * (depth - 4) + b"]" * (depth - 4)
+    calls = b"[" * (depth - 5) + b"]" * (depth - 5)
     return b'{"messages":[{"role":"assistant","tool_calls":[{"x":' + calls + b"}]}]}"
 
 
