@@ -30,6 +30,8 @@ REQUESTS = max(100, round(1000 * SCALE))
 SEED = int(os.environ.get("WEIR_TEST_SEED", "3"))
 THREADS = 16
 BOUND_S = 60.0  # of one request, on a machine that does much else
+# Main, engine and two more of the server, its two pools of two, tokenizers' pool; a leak would be a hundred.
+MOST_THREADS = 12 + (os.cpu_count() or 1)
 DELIBERATE = {  # statuses from 500 on that are part of the contract, and what their bodies say
     501: ("Unsupported transfer coding",),
     503: ("not_ready",),
@@ -406,7 +408,7 @@ def test_no_request_harms_the_server(start, capsys):
     assert [process.pid for process in server.processes()[:3]] == family
     assert server.post("/generate", alone).json() == expected
     assert files_after <= files + 3, f"{files} open files became {files_after}"
-    assert threads_after <= threads + 2, f"{threads} threads became {threads_after}"
+    assert threads_after <= MOST_THREADS, f"{threads} threads became {threads_after}"
     assert memory_after - memory < 24e6, f"{memory / 1e6:.1f} MB became {memory_after / 1e6:.1f} MB"
     # Every permit is back: as many requests as there are permits are all taken in.
     with ThreadPoolExecutor(64) as pool:
