@@ -1,9 +1,10 @@
 """The builder a model pulls its layers from: the one object that knows what a model must not know.
 
-That is the checkpoint, the device, the number format, the kernels and the attention backend.
+That is the checkpoint, the rank, the device, the number format, the kernels and the attention backend. Every tensor is
+read once, and only this rank's part of it is copied, straight to where it stays.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -14,11 +15,12 @@ from serving.errors import ModelError
 from serving.layers.activation import activation, make_gate
 from serving.layers.attention.backend import Attention, AttentionMaker, AttentionSpec
 from serving.layers.attention.kv_cache import KVShape
-from serving.layers.embedding import Embedding, ScaledEmbedding
-from serving.layers.linear import make_linear
-from serving.layers.moe import Expert, Router, make_experts
-from serving.layers.norm import HeadLayerNorm, LayerNorm, WideRMSNorm, make_rms_norm
+from serving.layers.embedding import Embedding, Scaled, SplitEmbedding
+from serving.layers.linear import Linear, SplitHead, SummedLinear, make_linear
+from serving.layers.moe import Expert, Router, SummedExperts, make_experts
+from serving.layers.norm import HeadLayerNorm, LayerNorm, SplitRMSNorm, WideRMSNorm, make_rms_norm
 from serving.layers.rotary import Rotary, Rotation, make_partial_rotation, make_rotation, rotate_pairs
+from serving.parallel import OneRank, Ranks
 from serving.weights.checkpoint import Checkpoint
 
 
@@ -45,13 +47,17 @@ class LayerBuilder:
         dtype: what every weight is converted to.
         device: where every weight is kept.
         attention: makes all attention layers.
+        ranks: those that share the model out among them.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, attention: AttentionMaker
-    ) -> None:
+        self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, attention: AttentionMaker,
+        ranks: Ranks | None = None,
+    ) -> None:  # fmt: skip
         self._checkpoint, self._dtype, self._device, self._attention = checkpoint, dtype, device, attention
+        self._ranks: Ranks = ranks or OneRank()
         self._prefix, self._transposed = "", False
+        self._vocabularies: dict[str, Tensor] = {}
         self.built = Built()
 
     def at(self, name: str) -> Self:
@@ -70,20 +76,32 @@ class LayerBuilder:
         """Whether the checkpoint has this tensor here: old and new files of one family may differ in names."""
         return self._checkpoint.has(self._prefix + name)
 
-    def column(self, *names: str, bias: bool = False) -> nn.Module:
-        """Linear layers over one input, fused along their outputs in the order given. Raises ModelError."""
-        weight = _joined([self._weight(name) for name in names])
-        return make_linear(weight, _joined([self._tensor(f"{name}.bias") for name in names]) if bias else None)
+    def column(self, *names: str, bias: bool = False, heads: Sequence[int] | None = None) -> nn.Module:
+        """Linear layers over one input, fused along their outputs in the order given; ranks share the outputs out.
 
-    def fused_column(self, name: str, *sizes: int, bias: bool = False) -> nn.Module:
+        Args:
+            heads: how many heads the outputs of each are made of, which stay whole: the queries' are shared out, and
+                where there are fewer of the others than ranks, several ranks keep the same one.
+
+        Raises ModelError.
+        """
+        weights = [self._weight(name) for name in names]
+        biases = [self._read(f"{name}.bias") for name in names] if bias else None
+        return self._column(names[0], weights, biases, heads)
+
+    def fused_column(self, name: str, *sizes: int, bias: bool = False, heads: Sequence[int] | None = None) -> nn.Module:
         """Linear layers over one input that the checkpoint keeps one below the other, `sizes` outputs each.
+
+        Args:
+            heads: see `column`.
 
         Raises ModelError.
         """
         weight = self._weight(name)
         if len(weight) != sum(sizes):
             raise ModelError(f"{self._prefix}{name} has {len(weight)} outputs, but config.json says {sum(sizes)}")
-        return make_linear(weight, self._tensor(f"{name}.bias") if bias else None)
+        biases = self._read(f"{name}.bias").split(sizes) if bias else None
+        return self._column(name, weight.split(sizes), biases, heads)
 
     def interleaved_column(self, name: str, groups: int, *shares: int, bias: bool = False) -> nn.Module:
         """Linear layers over one input that the checkpoint keeps mixed: `groups` times a share of the outputs of each.
@@ -95,25 +113,42 @@ class LayerBuilder:
             The layers' outputs side by side, as of `column`. Raises ModelError.
         """
 
-        def sorted_out(tensor: Tensor) -> Tensor:
+        def sorted_out(tensor: Tensor) -> list[Tensor]:
             if len(tensor) % (groups * sum(shares)):
                 raise ModelError(f"{self._prefix}{name} has {len(tensor)} outputs, which config.json does not divide")
             parts = tensor.unflatten(0, (groups, sum(shares), -1)).split(shares, 1)
-            return torch.cat([part.flatten(0, 2) for part in parts])
+            return [part.flatten(0, 2) for part in parts]
 
-        return make_linear(sorted_out(self._weight(name)), sorted_out(self._tensor(f"{name}.bias")) if bias else None)
+        biases = sorted_out(self._read(f"{name}.bias")) if bias else None
+        return self._column(name, sorted_out(self._weight(name)), biases, [groups * share for share in shares])
 
     def row(self, name: str, bias: bool = False) -> nn.Module:
-        """A linear layer whose input a `column` layer made. Raises ModelError."""
-        return self.column(name, bias=bias)
+        """A linear layer whose input a `column` layer made; ranks share the inputs out. Raises ModelError."""
+        weight, offset = self._row_weight(name), self._tensor(f"{name}.bias") if bias else None
+        if self._ranks.size == 1:
+            return make_linear(weight, offset)
+        return SummedLinear(make_linear(weight, None), offset, self._ranks)
 
-    def head(self, name: str, vocab_size: int, tied_to: str | None = None) -> nn.Module:
-        """The layer from hidden states to logits; `tied_to` names the embedding whose weight it shares."""
-        return make_linear(self._vocabulary(tied_to or name, vocab_size), None)
+    def replicated(self, name: str, bias: bool = False) -> nn.Module:
+        """A linear layer that every rank computes whole. Raises ModelError."""
+        return make_linear(self._kept([self._weight(name)]), self._tensor(f"{name}.bias") if bias else None)
+
+    def head(self, name: str, vocab_size: int, tied_to: str | None = None, bias: bool = False) -> nn.Module:
+        """The layer from hidden states to logits; `tied_to` names the embedding whose weight it shares.
+
+        Ranks share the vocabulary out; rank 0 alone has the logits. Raises ModelError.
+        """
+        weight = self._vocabulary(tied_to or name, vocab_size)
+        offset = self._kept([self._split_vocabulary(self._read(f"{name}.bias"))]) if bias else None
+        linear = make_linear(weight, offset)
+        if tied_to is not None and not isinstance(linear, Linear):
+            self.built.weight_bytes += weight.nbytes  # laid out anew: a copy beside the embedding's
+        return linear if self._ranks.size == 1 else SplitHead(linear, vocab_size, self._ranks)
 
     def embedding(self, name: str, vocab_size: int) -> nn.Module:
-        """A token embedding. Raises ModelError."""
-        return Embedding(self._vocabulary(name, vocab_size))
+        """A token embedding; ranks share the vocabulary out. Raises ModelError."""
+        weight = self._vocabulary(name, vocab_size)
+        return Embedding(weight) if self._ranks.size == 1 else SplitEmbedding(weight, self._ranks)
 
     def position_embedding(self, name: str) -> nn.Module:
         """An embedding of positions that was learned. Raises ModelError."""
@@ -121,11 +156,19 @@ class LayerBuilder:
 
     def scaled_embedding(self, name: str, vocab_size: int, scale: float) -> nn.Module:
         """A token embedding times `scale`. Raises ModelError."""
-        return ScaledEmbedding(self._vocabulary(name, vocab_size), scale)
+        return Scaled(self.embedding(name, vocab_size), scale, self._dtype)
 
     def norm(self, name: str, eps: float) -> nn.Module:
         """A root-mean-square norm. Raises ModelError."""
         return make_rms_norm(self._tensor(f"{name}.weight"), eps)
+
+    def split_norm(self, name: str, eps: float, *, heads: int) -> nn.Module:
+        """A root-mean-square norm over all of these heads, which a `column` layer made. Raises ModelError."""
+        if self._ranks.size == 1:
+            return self.norm(name, eps)
+        whole = self._read(f"{name}.weight")
+        weight = self._kept([whole[self._span(name, len(whole), heads, repeated=True)]])
+        return SplitRMSNorm(weight, eps, self._ranks)
 
     def offset_norm(self, name: str, eps: float) -> nn.Module:
         """A root-mean-square norm whose weight is kept as its distance from one. Raises ModelError."""
@@ -140,8 +183,9 @@ class LayerBuilder:
         return LayerNorm(self._tensor(f"{name}.weight"), self._tensor(f"{name}.bias") if bias else None, eps)
 
     def head_layer_norm(self, name: str, eps: float) -> nn.Module:
-        """A layer norm of every head by itself. Raises ModelError."""
-        return HeadLayerNorm(self._tensor(f"{name}.weight"), eps)
+        """A layer norm of every head by itself, heads being what a `column` layer made. Raises ModelError."""
+        whole = self._read(f"{name}.weight")
+        return HeadLayerNorm(self._kept([whole[self._span(name, len(whole), len(whole), repeated=True)]]), eps)
 
     def rotary(self, size: int, rope: Mapping[str, Any]) -> Rotary:
         """The rotary embedding of a model, for `size` numbers of every head. Raises ModelError."""
@@ -169,21 +213,29 @@ class LayerBuilder:
 
     def router(self, name: str, *, chosen: int, normalized: bool) -> nn.Module:
         """Chooses the experts of every token: shares and ids, each [tokens, chosen]. Raises ModelError."""
-        return Router(self.column(name), chosen, normalized)
+        return Router(self.replicated(name), chosen, normalized)
 
     def experts(self, count: int, *, gate: str, up: str, down: str, activation: str) -> nn.Module:
         """Gated feed-forwards, numbered from here on: x, shares and ids of a `router` -> [tokens, hidden].
 
-        Raises ModelError.
+        Every rank has a part of every expert. Raises ModelError.
         """
         numbered = [self.at(str(i)) for i in range(count)]
-        return make_experts([Expert(at.column(gate, up), at.row(down)) for at in numbered], self.gate(activation))
+        parts = [Expert(at.column(gate, up), make_linear(at._row_weight(down), None)) for at in numbered]
+        experts = make_experts(parts, self.gate(activation))
+        return experts if self._ranks.size == 1 else SummedExperts(experts, self._ranks)
 
     def attention(
         self, *, heads: int, kv_heads: int, head_dim: int, scale: float, window: int | None = None,
         softcap: float | None = None,
     ) -> Attention:  # fmt: skip
-        """The next layer's causal attention over the paged cache; layers are numbered in the order of these calls."""
+        """The next layer's causal attention over the paged cache; layers are numbered in the order of these calls.
+
+        Args:
+            heads: all there are; those of this rank are in the layer's `spec`, as are its `kv_heads`.
+        """
+        size = self._ranks.size
+        heads, kv_heads = heads // size, max(1, kv_heads // size)
         layer = len(self.built.kv_shapes)
         self.built.kv_shapes.append(KVShape(kv_heads, head_dim))
         self.built.windows.add(window)
@@ -194,25 +246,76 @@ class LayerBuilder:
             )
         )  # fmt: skip
 
+    def _column(
+        self, name: str, weights: Sequence[Tensor], biases: Sequence[Tensor] | None, heads: Sequence[int] | None
+    ) -> nn.Module:
+        spans = [
+            self._span(name, len(weight), heads[i] if heads else len(weight), repeated=bool(heads) and i > 0)
+            for i, weight in enumerate(weights)
+        ]
+        parts = [weight[span] for weight, span in zip(weights, spans, strict=True)]
+        if biases is None:
+            return make_linear(self._kept(parts), None)
+        return make_linear(
+            self._kept(parts), self._kept([bias[span] for bias, span in zip(biases, spans, strict=True)])
+        )
+
+    def _span(self, name: str, count: int, units: int, *, repeated: bool) -> slice:
+        """This rank's part of `count` outputs that are made of `units`, each of which stays whole.
+
+        Args:
+            repeated: whether ranks may have the same unit, where there are fewer of them than ranks.
+        """
+        size, rank = self._ranks.size, self._ranks.rank
+        if count % units:
+            raise ModelError(f"{self._prefix}{name} has {count} outputs, which {units} heads do not divide")
+        if units % size and not (repeated and size % units == 0):
+            what = "outputs" if units == count else "heads"
+            raise ModelError(
+                f"--num-shard {size}: {size} ranks cannot share the {units} {what} of {self._prefix}{name}"
+            )
+        first = rank * units // size
+        return slice(first * (count // units), (first + max(1, units // size)) * (count // units))
+
+    def _row_weight(self, name: str) -> Tensor:
+        weight = self._weight(name)
+        inputs = weight.shape[1]
+        return self._kept([weight[:, self._span(name, inputs, inputs, repeated=False)]])
+
     def _vocabulary(self, name: str, size: int) -> Tensor:
-        weight = self._tensor(f"{name}.weight")
-        # Everything else fails loudly in the first forward; ids beyond a smaller table only when one comes along.
-        if len(weight) != size:
-            raise ModelError(f"{name}.weight has {len(weight)} rows, but config.json says vocab_size {size}")
-        return weight
+        """This rank's rows of a table; read and kept once, whoever asks."""
+        full_name = self._prefix + name
+        if full_name not in self._vocabularies:
+            weight = self._read(f"{name}.weight")
+            # Everything else fails loudly in the first forward; ids beyond a smaller table only when one comes along.
+            if len(weight) != size:
+                raise ModelError(f"{name}.weight has {len(weight)} rows, but config.json says vocab_size {size}")
+            self._vocabularies[full_name] = self._kept([self._split_vocabulary(weight)])
+        return self._vocabularies[full_name]
+
+    def _split_vocabulary(self, table: Tensor) -> Tensor:
+        """This rank's part of a table by token ids; the same length on all ranks, the last one's filled with zeros."""
+        rows = -(-len(table) // self._ranks.size)
+        part = table[self._ranks.rank * rows : (self._ranks.rank + 1) * rows]
+        return torch.cat((part, part.new_zeros(rows - len(part), *part.shape[1:]))) if len(part) < rows else part
 
     def _weight(self, name: str) -> Tensor:
         """A linear layer's weight: [out, in], however it lies in the checkpoint."""
-        weight = self._tensor(f"{name}.weight")
-        return weight.t().contiguous() if self._transposed else weight
+        weight = self._read(f"{name}.weight")
+        return weight.t() if self._transposed else weight
 
     def _tensor(self, name: str) -> Tensor:
-        tensor = self._checkpoint.read(self._prefix + name)
-        # `copy`, or a float32 weight would stay a view of the mapped file and change with it.
-        kept = tensor.to(device=self._device, dtype=self._dtype, copy=True)
+        return self._kept([self._read(name)])
+
+    def _read(self, name: str) -> Tensor:
+        return self._checkpoint.read(self._prefix + name)
+
+    def _kept(self, parts: Sequence[Tensor]) -> Tensor:
+        """Copy parts, one below the other, to where they stay: a view would change with the mapped file."""
+        shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
+        kept, filled = torch.empty(shape, device=self._device, dtype=self._dtype), 0
+        for part in parts:
+            kept[filled : filled + len(part)].copy_(part)
+            filled += len(part)
         self.built.weight_bytes += kept.nbytes
         return kept
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

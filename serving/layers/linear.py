@@ -1,11 +1,13 @@
 """Linear layers, and the choice of the kernel that multiplies.
 
-Knows no checkpoint and no rank: it is given the weight that this device keeps.
+Knows no checkpoint: it is given the weight that this rank keeps.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from serving.parallel import Ranks
 
 # oneDNN's kernels for one, two and three rows take up to 1.6 times as long as its kernel for four.
 _FEWEST_ROWS = 4
@@ -43,6 +45,40 @@ class PackedLinear(nn.Module):
         if rows < _FEWEST_ROWS:
             x = F.pad(x, (0, 0, 0, _FEWEST_ROWS - rows))
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")[:rows]
+
+
+class SummedLinear(nn.Module):
+    """A layer whose inputs the ranks share out: each computes its part, and the parts are added.
+
+    Args:
+        part: [rows, this rank's inputs] -> [rows, out], without the bias, which is added once.
+    """
+
+    def __init__(self, part: nn.Module, bias: Tensor | None, ranks: Ranks) -> None:
+        super().__init__()
+        self.part, self.bias, self.ranks = part, bias, ranks
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[rows, this rank's inputs] -> [rows, out], the same on every rank."""
+        whole = self.ranks.sum(self.part(x))
+        return whole if self.bias is None else whole + self.bias
+
+
+class SplitHead(nn.Module):
+    """A layer whose outputs the ranks share out, brought together on rank 0.
+
+    Args:
+        part: [rows, in] -> [rows, this rank's outputs], as many on every rank.
+        size: how many outputs there are in all; what ranks have beyond them is cut off.
+    """
+
+    def __init__(self, part: nn.Module, size: int, ranks: Ranks) -> None:
+        super().__init__()
+        self.part, self.size, self.ranks = part, size, ranks
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[rows, in] -> [rows, size] on rank 0; what others get nobody reads."""
+        return self.ranks.gather(self.part(x))[..., : self.size]
 
 
 def make_linear(weight: Tensor, bias: Tensor | None) -> nn.Module:

@@ -1,6 +1,6 @@
 """Mixtures of experts (Shazeer et al. 2017, arXiv:1701.06538): who computes a token, and the computing.
 
-Knows no checkpoint, no rank and no number format: it is given the experts' own layers.
+Knows no checkpoint and no number format: it is given the experts' own layers.
 """
 
 from collections.abc import Callable, Sequence
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from serving.parallel import Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,18 @@ class LoopedExperts(nn.Module):
                 computed = expert.down(self.gate(expert.gate_up(x[tokens])))
                 total.index_add_(0, tokens, computed.float() * part)
         return total.to(x.dtype)
+
+
+class SummedExperts(nn.Module):
+    """Experts of which every rank has a part: the parts' results are added."""
+
+    def __init__(self, experts: nn.Module, ranks: Ranks) -> None:
+        super().__init__()
+        self.experts, self.ranks = experts, ranks
+
+    def forward(self, x: Tensor, shares: Tensor, ids: Tensor) -> Tensor:
+        """See `LoopedExperts`."""
+        return self.ranks.sum(self.experts(x, shares, ids))
 
 
 def make_experts(experts: Sequence[Expert], gate: Callable[[Tensor], Tensor]) -> nn.Module:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from serving.layers.cpu_kernels import CpuKernels, load
+from serving.parallel import Ranks
 
 
 class RMSNorm(nn.Module):
@@ -59,6 +60,26 @@ class WideRMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., size] -> the same shape and type."""
         return self.norm(x.float()).to(x.dtype)
+
+
+class SplitRMSNorm(nn.Module):
+    """The same over a dimension that the ranks share out, some of them perhaps the same part.
+
+    Args:
+        weight: this rank's part.
+    """
+
+    def __init__(self, weight: Tensor, eps: float, ranks: Ranks) -> None:
+        super().__init__()
+        self.weight, self.eps, self.ranks = weight, eps, ranks
+        # A part that several ranks have is counted as often.
+        self.counted = len(weight) * ranks.size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., this rank's part] -> the same shape and type."""
+        wide = x.float()
+        mean = self.ranks.sum(wide.square().sum(-1, keepdim=True)) / self.counted
+        return (wide * torch.rsqrt(mean + self.eps)).to(x.dtype) * self.weight
 
 
 class LayerNorm(nn.Module):

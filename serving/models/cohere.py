@@ -20,13 +20,12 @@ from serving.weights.model_config import ModelConfig
 
 def attention(config: ModelConfig, build: LayerBuilder) -> nn.Module:
     """Grouped-query attention over all earlier positions; the large model normalises queries and keys."""
-    qkv = build.column("q_proj", "k_proj", "v_proj", bias=config.attention_bias)
+    qkv = build.column("q_proj", "k_proj", "v_proj", heads=config.qkv_heads, bias=config.attention_bias)
     out = build.row("o_proj", bias=config.attention_bias)
     rotate, attended = build.pair_rotation(), attend(config, build)
     if not config.said.get("use_qk_norm", False):
-        return RotaryAttention(config, qkv=qkv, rotate=rotate, attend=attended, out=out)
+        return RotaryAttention(qkv=qkv, rotate=rotate, attend=attended, out=out)
     return NormedRotaryAttention(
-        config,
         qkv=qkv,
         query_norm=build.head_layer_norm("q_norm", config.norm_eps),
         key_norm=build.head_layer_norm("k_norm", config.norm_eps),

@@ -43,11 +43,9 @@ class RotaryAttention(nn.Module):
         out: [tokens, heads * head_dim] -> [tokens, hidden].
     """
 
-    def __init__(
-        self, config: ModelConfig, *, qkv: nn.Module, rotate: Rotation, attend: Attention, out: nn.Module
-    ) -> None:
+    def __init__(self, *, qkv: nn.Module, rotate: Rotation, attend: Attention, out: nn.Module) -> None:
         super().__init__()
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.heads, self.kv_heads = attend.spec.heads, attend.spec.kv_heads
         self.qkv, self.rotate, self.attend, self.out = qkv, rotate, attend, out
 
     def forward(self, x: Tensor, angles: Angles, batch: ForwardBatch) -> Tensor:
@@ -70,11 +68,11 @@ class NormedRotaryAttention(nn.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, *, qkv: nn.Module, query_norm: nn.Module, key_norm: nn.Module, rotate: Rotation,
-        attend: Attention, out: nn.Module,
+        self, *, qkv: nn.Module, query_norm: nn.Module, key_norm: nn.Module, rotate: Rotation, attend: Attention,
+        out: nn.Module,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.heads, self.kv_heads = attend.spec.heads, attend.spec.kv_heads
         self.qkv, self.query_norm, self.key_norm = qkv, query_norm, key_norm
         self.rotate, self.attend, self.out = rotate, attend, out
 

@@ -13,8 +13,7 @@ from serving.weights.model_config import ModelConfig
 def attention(config: ModelConfig, build: LayerBuilder, layer: int) -> nn.Module:
     """Grouped-query attention with norms of queries and keys."""
     return NormedRotaryAttention(
-        config,
-        qkv=build.column("q_proj", "k_proj", "v_proj", bias=config.attention_bias),
+        qkv=build.column("q_proj", "k_proj", "v_proj", heads=config.qkv_heads, bias=config.attention_bias),
         query_norm=build.offset_norm("q_norm", config.norm_eps),
         key_norm=build.offset_norm("k_norm", config.norm_eps),
         rotate=build.rotation(),

@@ -19,14 +19,13 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, build: LayerBuilder, layer: int) -> None:
         super().__init__()
-        self.heads = config.num_attention_heads
-        self.qkv = build.fused_column("c_attn", *[config.hidden_size] * 3, bias=True)
+        self.qkv = build.fused_column("c_attn", *[config.hidden_size] * 3, bias=True, heads=config.qkv_heads)
         self.attend = attend(config, build, scale=attention_scale(config, layer))
         self.out = build.row("c_proj", bias=True)
 
     def forward(self, x: Tensor, batch: ForwardBatch) -> Tensor:
         """[tokens, hidden] -> [tokens, hidden]."""
-        query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(1)
+        query, key, value = self.qkv(x).unflatten(-1, (3, self.attend.spec.heads, -1)).unbind(1)
         return self.out(self.attend(query, key, value, batch))
 
 

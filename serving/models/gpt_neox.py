@@ -12,7 +12,6 @@ from serving.weights.model_config import ModelConfig
 def attention(config: ModelConfig, build: LayerBuilder) -> nn.Module:
     """Attention whose checkpoint keeps query, key and value of each head together; a part of every head is turned."""
     return RotaryAttention(
-        config,
         qkv=build.interleaved_column(
             "query_key_value", config.num_attention_heads, 1, 1, 1, bias=config.attention_bias
         ),

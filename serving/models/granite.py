@@ -12,8 +12,7 @@ from serving.weights.model_config import ModelConfig
 def attention(config: ModelConfig, build: LayerBuilder) -> nn.Module:
     """Grouped-query attention over all earlier positions."""
     return RotaryAttention(
-        config,
-        qkv=build.column("q_proj", "k_proj", "v_proj", bias=config.attention_bias),
+        qkv=build.column("q_proj", "k_proj", "v_proj", heads=config.qkv_heads, bias=config.attention_bias),
         rotate=build.rotation(),
         attend=attend(config, build, scale=config.number("attention_multiplier", 1.0)),
         out=build.row("o_proj", bias=config.attention_bias),

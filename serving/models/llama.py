@@ -10,8 +10,7 @@ from serving.weights.model_config import ModelConfig
 def attention(config: ModelConfig, build: LayerBuilder, layer: int) -> nn.Module:
     """Grouped-query attention over all earlier positions, alike in every layer."""
     return RotaryAttention(
-        config,
-        qkv=build.column("q_proj", "k_proj", "v_proj", bias=config.attention_bias),
+        qkv=build.column("q_proj", "k_proj", "v_proj", heads=config.qkv_heads, bias=config.attention_bias),
         rotate=build.rotation(),
         attend=attend(config, build),
         out=build.row("o_proj", bias=config.attention_bias),

@@ -10,8 +10,7 @@ from serving.weights.model_config import ModelConfig
 def attention(config: ModelConfig, build: LayerBuilder, layer: int) -> nn.Module:
     """Grouped-query attention over a sliding window, where the checkpoint has one."""
     return RotaryAttention(
-        config,
-        qkv=build.column("q_proj", "k_proj", "v_proj"),
+        qkv=build.column("q_proj", "k_proj", "v_proj", heads=config.qkv_heads),
         rotate=build.rotation(),
         attend=attend(config, build, config.window(layer)),
         out=build.row("o_proj"),

@@ -15,12 +15,13 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, build: LayerBuilder, layer: int) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.sizes = [n * config.head_dim for n in (config.num_attention_heads, *[config.num_key_value_heads] * 2)]
-        self.qkv = build.column("q_proj", "k_proj", "v_proj", bias=config.attention_bias)
-        self.query_norm = build.norm("q_norm", config.norm_eps)
-        self.key_norm = build.norm("k_norm", config.norm_eps)
+        self.qkv = build.column("q_proj", "k_proj", "v_proj", heads=config.qkv_heads, bias=config.attention_bias)
+        self.query_norm = build.split_norm("q_norm", config.norm_eps, heads=config.num_attention_heads)
+        self.key_norm = build.split_norm("k_norm", config.norm_eps, heads=config.num_key_value_heads)
         self.rotate = build.rotation()
         self.attend = attend(config, build, config.window(layer))
+        heads, kv_heads = self.attend.spec.heads, self.attend.spec.kv_heads
+        self.sizes = [n * config.head_dim for n in (heads, kv_heads, kv_heads)]
         self.out = build.row("o_proj", bias=config.attention_bias)
 
     def forward(self, x: Tensor, angles: Angles, batch: ForwardBatch) -> Tensor:

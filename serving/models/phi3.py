@@ -9,10 +9,9 @@ from serving.weights.model_config import ModelConfig
 
 def attention(config: ModelConfig, build: LayerBuilder, layer: int) -> nn.Module:
     """Grouped-query attention over a sliding window, where the checkpoint has one."""
-    queries, keys = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
+    sizes = (heads * config.head_dim for heads in config.qkv_heads)
     return RotaryAttention(
-        config,
-        qkv=build.fused_column("qkv_proj", queries, keys, keys),
+        qkv=build.fused_column("qkv_proj", *sizes, heads=config.qkv_heads),
         rotate=build.partial_rotation(config.head_dim, config.rotary_dim),
         attend=attend(config, build, config.window(layer)),
         out=build.row("o_proj"),

@@ -10,8 +10,7 @@ from serving.weights.model_config import ModelConfig
 def attention(config: ModelConfig, build: LayerBuilder, layer: int) -> nn.Module:
     """Grouped-query attention with biases on queries, keys and values; upper layers may have a window."""
     return RotaryAttention(
-        config,
-        qkv=build.column("q_proj", "k_proj", "v_proj", bias=True),
+        qkv=build.column("q_proj", "k_proj", "v_proj", heads=config.qkv_heads, bias=True),
         rotate=build.rotation(),
         attend=attend(config, build, config.window(layer)),
         out=build.row("o_proj"),

@@ -11,8 +11,7 @@ from serving.weights.model_config import ModelConfig
 def attention(config: ModelConfig, build: LayerBuilder, layer: int) -> nn.Module:
     """Grouped-query attention with biases on queries, keys and values; some layers may have a window."""
     return RotaryAttention(
-        config,
-        qkv=build.column("q_proj", "k_proj", "v_proj", bias=bool(config.said["qkv_bias"])),
+        qkv=build.column("q_proj", "k_proj", "v_proj", heads=config.qkv_heads, bias=bool(config.said["qkv_bias"])),
         rotate=build.rotation(),
         attend=attend(config, build, config.window(layer)),
         out=build.row("o_proj"),
@@ -26,7 +25,7 @@ class SharedMlp(nn.Module):
         super().__init__()
         self.mixture = sparse_mlp(config, build)
         self.shared = gated_mlp(config, build.at("shared_expert"))
-        self.share = build.column("shared_expert_gate")
+        self.share = build.replicated("shared_expert_gate")
 
     def forward(self, x: Tensor) -> Tensor:
         """[tokens, hidden] -> [tokens, hidden]."""

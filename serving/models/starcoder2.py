@@ -11,8 +11,7 @@ def attention(config: ModelConfig, build: LayerBuilder, layer: int) -> nn.Module
     """Grouped-query attention over a sliding window, where the checkpoint has one."""
     bias = bool(config.said["use_bias"])
     return RotaryAttention(
-        config,
-        qkv=build.column("q_proj", "k_proj", "v_proj", bias=bias),
+        qkv=build.column("q_proj", "k_proj", "v_proj", heads=config.qkv_heads, bias=bias),
         rotate=build.rotation(),
         attend=attend(config, build, config.window(layer)),
         out=build.row("o_proj", bias=bias),

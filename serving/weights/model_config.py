@@ -126,6 +126,11 @@ class ModelConfig:
             return None
         return self.sliding_window
 
+    @property
+    def qkv_heads(self) -> tuple[int, int, int]:
+        """How many heads queries, keys and values have."""
+        return self.num_attention_heads, self.num_key_value_heads, self.num_key_value_heads
+
     def number(self, key: str, default: float | None = None) -> float:
         """A number that one family alone has. Raises ModelError where it is not one."""
         value = self.said.get(key)

@@ -19,13 +19,14 @@ CPU = torch.device("cpu")
 class Ours:
     """Our model from the files that transformers saved, fed rows by hand."""
 
-    def __init__(self, directory, dtype=torch.float32, device=CPU, weights=None):
+    def __init__(self, directory, dtype=torch.float32, device=CPU, weights=None, ranks=None):
         self.config = ModelConfig.load(directory)
         self.weights = weights or SafetensorsCheckpoint(directory)
         attention = select_attention(fastest(device, dtype))
-        build = LayerBuilder(self.weights, dtype=dtype, device=device, attention=attention)
+        build = LayerBuilder(self.weights, dtype=dtype, device=device, attention=attention, ranks=ranks)
         self.model = select_model(self.config.model_type)(self.config, build)
         cache = KVCache(build.built.kv_shapes, 128, BLOCK, dtype, device)
+        self.built = build.built
         self.inputs = InputBuilder(cache, BLOCK, build.built.windows, dtype, device)
 
     @torch.inference_mode()

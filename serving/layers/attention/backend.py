@@ -32,7 +32,13 @@ class AttentionSpec:
 
 
 class Attention(Protocol):
-    """A layer's attention over the paged cache; also writes the new keys and values into it."""
+    """A layer's attention over the paged cache; also writes the new keys and values into it.
+
+    Attributes:
+        spec: what it was made for; its heads are those of this rank.
+    """
+
+    spec: AttentionSpec
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, batch: ForwardBatch) -> Tensor:
         """query [tokens, heads, head_dim], key and value [tokens, kv_heads, head_dim] -> [tokens, heads * head_dim]."""
