@@ -38,10 +38,6 @@ class Ranks(Protocol):
         """The smallest of every rank's number."""
         ...
 
-    def close(self) -> None:
-        """Leave the others."""
-        ...
-
 
 class OneRank:
     """A device that computes its model alone."""
@@ -60,12 +56,9 @@ class OneRank:
         """See `Ranks`."""
         return number
 
-    def close(self) -> None:
-        """See `Ranks`."""
-
 
 class DistributedRanks:
-    """One process a rank: NCCL (or RCCL) between GPUs, gloo between processes on a CPU.
+    """One process a rank: NCCL (or RCCL) between GPUs, gloo between processes on a CPU. They part when they exit.
 
     Args:
         meeting_file: where the ranks find one another; the same file that does not exist yet, for all of them.
@@ -95,7 +88,3 @@ class DistributedRanks:
         held = torch.tensor(number, device=self._device)
         dist.all_reduce(held, dist.ReduceOp.MIN)
         return int(held)
-
-    def close(self) -> None:
-        """See `Ranks`."""
-        dist.destroy_process_group()

@@ -97,8 +97,9 @@ class ModelFacts(Struct, frozen=True, kw_only=True, array_like=True):
         max_rows: the largest number of rows that one step was measured with.
         dtype: the computing type, such as "bfloat16".
         device: what computes, such as "cpu" or "nvidia-h200".
-        weight_bytes: bytes of the kept weights.
-        kv_bytes: bytes of the KV cache.
+        weight_bytes: bytes of the kept weights, on all devices.
+        kv_bytes: bytes of the KV cache, on all devices.
+        rank_count: how many devices share the model out.
     """
 
     vocab_size: int
@@ -111,6 +112,7 @@ class ModelFacts(Struct, frozen=True, kw_only=True, array_like=True):
     device: str
     weight_bytes: int
     kv_bytes: int
+    rank_count: int = 1
 
 
 class Runner(Protocol):

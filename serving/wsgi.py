@@ -156,6 +156,7 @@ def runner_options(directory: Path, settings: Settings, eos_token_ids: Iterable[
         device_memory_fraction=settings.cuda_memory_fraction,
         grammars=not settings.disable_grammar_support,
         eos_token_ids=sorted(eos_token_ids),
+        rank_count=settings.num_shard or 1,
         log_json=settings.json_output,
         log_level=settings.log_level,
     )

@@ -89,7 +89,7 @@ class OfflineEngine:
 
     def peak_rss_bytes(self) -> int:
         """The most memory that the runner process held since it measured its worst step; loading is not in it."""
-        return peak_rss_bytes(self._runner.pid)
+        return sum(peak_rss_bytes(pid) for pid in self._runner.pids)
 
 
 def peak_rss_bytes(pid: int) -> int:

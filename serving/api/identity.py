@@ -42,4 +42,4 @@ class Identity(Struct, frozen=True, kw_only=True):
 
     def compute_type_on(self, facts: ModelFacts) -> str:
         """The value of `x-compute-type`."""
-        return self.compute_type or f"1-{facts.device}"
+        return self.compute_type or f"{facts.rank_count}-{facts.device}"

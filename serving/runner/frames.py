@@ -34,6 +34,7 @@ class RunnerOptions(Struct, frozen=True, kw_only=True):
         device_memory_fraction: the part of a GPU's memory that may be used.
         grammars: whether rows may have a grammar.
         eos_token_ids: the ids that may end a text under a grammar.
+        rank_count: how many devices share the model out; each has a process.
     """
 
     model_dir: str
@@ -47,8 +48,21 @@ class RunnerOptions(Struct, frozen=True, kw_only=True):
     device_memory_fraction: float = 1.0
     grammars: bool = False
     eos_token_ids: list[int] = []
+    rank_count: int = 1
     log_json: bool = False
     log_level: str = "info"
+
+
+class Start(Struct, frozen=True, tag=True):
+    """The first frame to a process: what to load, and which rank it is.
+
+    Attributes:
+        meeting_file: where the ranks find one another, if there are several.
+    """
+
+    options: RunnerOptions
+    rank: int = 0
+    meeting_file: str = ""
 
 
 class Ready(Struct, frozen=True, tag=True):
@@ -58,7 +72,7 @@ class Ready(Struct, frozen=True, tag=True):
 
 
 class Done(Struct, frozen=True, tag=True):
-    """A plan was executed."""
+    """A plan was executed; rank 0 says so."""
 
     result: StepResult
 

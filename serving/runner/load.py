@@ -19,6 +19,7 @@ from serving.layers.attention.select import select as select_attention
 from serving.layers.builder import Built, LayerBuilder
 from serving.models.select import CausalModel
 from serving.models.select import select as select_model
+from serving.parallel import OneRank, Ranks
 from serving.plan import ModelFacts, NewRow, Row, StepPlan
 from serving.protocol import SamplingParams, Watermark
 from serving.runner.frames import RunnerOptions
@@ -39,34 +40,47 @@ _NOT_WEIGHTS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attenti
                 "lm_head.weight", "embed_out.weight")  # fmt: skip
 
 
-def load_runner(options: RunnerOptions) -> ModelRunner:
+def load_runner(options: RunnerOptions, ranks: Ranks | None = None) -> ModelRunner:
     """Load a model, measure its worst step, give the rest of the memory to its KV cache, and decode once.
+
+    Args:
+        ranks: those that share the model out, each of which calls this.
 
     Raises:
         ConfigurationError: the model cannot be served here (ModelError: because of its files).
     """
     started = time.monotonic()
     config = ModelConfig.load(Path(options.model_dir))
-    device = _device(options.device)
+    ranks = ranks or OneRank()
+    device = choose_device(options, ranks.rank)
     dtype = _dtype(options.dtype, config, device)
-    model, built = _build(options, config, device, dtype)
+    model, built = _build(options, config, device, dtype, ranks)
     loaded = time.monotonic()
-    runner = _size_and_warm(options, config, model, built, device, dtype)
+    runner = _size_and_warm(options, config, model, built, device, dtype, ranks)
     facts = runner.facts
     log.info(
-        "model loaded in %.1f s, warm after %.1f s: %s on %s, weights %.1f MB, KV cache %d x %d tokens, %.1f MB",
+        "%smodel loaded in %.1f s, warm after %.1f s: %s on %s, weights %.1f MB, KV cache %d x %d tokens, %.1f MB",
+        f"rank {ranks.rank} of {ranks.size}: " if ranks.size > 1 else "",
         loaded - started, time.monotonic() - started, facts.dtype, facts.device, facts.weight_bytes / 1e6,
         facts.block_count, facts.block_size, facts.kv_bytes / 1e6,
     )  # fmt: skip
     return runner
 
 
-def _device(name: str) -> torch.device:
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+def choose_device(options: RunnerOptions, rank: int) -> torch.device:
+    """Where a rank computes. Raises ConfigurationError where there is no such device."""
+    name, count = options.device, torch.cuda.device_count()
+    if name == "cpu" or (name == "auto" and not count):
         return torch.device("cpu")
-    if not torch.cuda.is_available():
+    if not count:
         raise ConfigurationError("--device cuda: torch sees no GPU here; check the driver, or use --device cpu")
-    return torch.device("cuda", 0)
+    if count < options.rank_count:
+        raise ConfigurationError(
+            f"--num-shard {options.rank_count}: torch sees {count} GPUs here; give at most as many"
+        )
+    device = torch.device("cuda", rank)
+    torch.cuda.set_device(device)  # what NCCL and kernels that are given no device take
+    return device
 
 
 def _dtype(asked: str | None, config: ModelConfig, device: torch.device) -> torch.dtype:
@@ -84,7 +98,7 @@ def _dtype(asked: str | None, config: ModelConfig, device: torch.device) -> torc
 
 
 def _build(
-    options: RunnerOptions, config: ModelConfig, device: torch.device, dtype: torch.dtype
+    options: RunnerOptions, config: ModelConfig, device: torch.device, dtype: torch.dtype, ranks: Ranks
 ) -> tuple[CausalModel, Built]:
     architecture = select_model(config.model_type)
     attention = select_attention(fastest(device, dtype))
@@ -92,12 +106,13 @@ def _build(
         # Imported when chosen: transformers costs seconds and hundreds of megabytes that no served model pays.
         dummy = import_module("serving.runner.dummy")
         checkpoint = dummy.random_checkpoint(Path(options.model_dir), device, dtype)
-        build = LayerBuilder(checkpoint, dtype=dtype, device=device, attention=attention)
+        build = LayerBuilder(checkpoint, dtype=dtype, device=device, attention=attention, ranks=ranks)
         return architecture(config, build), build.built
-    with tqdm(desc="Loading weights", unit="B", unit_scale=True, unit_divisor=1024, disable=None) as bar:
+    silent = True if ranks.rank else None  # None: where there is no terminal
+    with tqdm(desc="Loading weights", unit="B", unit_scale=True, unit_divisor=1024, disable=silent) as bar:
         weights = SafetensorsCheckpoint(Path(options.model_dir), on_read=bar.update)
         bar.total = weights.total_bytes
-        build = LayerBuilder(weights, dtype=dtype, device=device, attention=attention)
+        build = LayerBuilder(weights, dtype=dtype, device=device, attention=attention, ranks=ranks)
         model = architecture(config, build)
     # Old checkpoints carry computed buffers, tied ones a head that nobody reads.
     if unread := [name for name in weights.unread() if not name.endswith(_NOT_WEIGHTS)]:
@@ -107,7 +122,7 @@ def _build(
 
 def _size_and_warm(
     options: RunnerOptions, config: ModelConfig, model: CausalModel, built: Built,
-    device: torch.device, dtype: torch.dtype,
+    device: torch.device, dtype: torch.dtype, ranks: Ranks,
 ) -> ModelRunner:  # fmt: skip
     max_rows = options.max_rows
     # A step must at least hold every running sequence's next token.
@@ -120,10 +135,12 @@ def _size_and_warm(
         facts = ModelFacts(
             vocab_size=config.vocab_size, max_position=config.max_position_embeddings, block_size=BLOCK_SIZE,
             block_count=blocks, max_step_tokens=step_tokens, max_rows=max_rows, dtype=str(dtype).removeprefix("torch."),
-            device=_device_name(device), weight_bytes=built.weight_bytes, kv_bytes=cache.nbytes,
+            device=_device_name(device), weight_bytes=built.weight_bytes * ranks.size,
+            kv_bytes=cache.nbytes * ranks.size, rank_count=ranks.size,
         )  # fmt: skip
         inputs = InputBuilder(cache, BLOCK_SIZE, built.windows, dtype, device)
-        return ModelRunner(model, inputs, Sampler(config.vocab_size, device, compiler), facts)
+        sampler = Sampler(config.vocab_size, device, compiler) if ranks.rank == 0 else None
+        return ModelRunner(model, inputs, sampler, facts)
 
     meter = PeakMeter(device)
     meter.start()
@@ -138,7 +155,7 @@ def _size_and_warm(
             ) from error
         raise ModelError(f"the weights do not fit config.json: {error}") from error
     activations = meter.peak_bytes()
-    blocks = _block_count(options, built.kv_shapes, dtype, device, activations, longest)
+    blocks = ranks.smallest(_block_count(options, built.kv_shapes, dtype, device, activations, longest))
     warm = runner(blocks)
     warm.execute(_worst_plan(2, 1, BLOCK_SIZE, config.vocab_size))
     return warm
@@ -183,10 +200,12 @@ def _block_count(
     a_block = block_bytes(shapes, BLOCK_SIZE, dtype)
     left = available_bytes(device, options.device_memory_fraction) - activations
     if device.type == "cpu":
-        budget = options.kv_cache_bytes or min(left // 2, _DEFAULT_CPU_KV_BYTES)
-        if budget > left:
+        # What the ranks of one machine leave is shared out among their caches.
+        budget = (options.kv_cache_bytes or min(left // 2, _DEFAULT_CPU_KV_BYTES)) // options.rank_count
+        if budget * options.rank_count > left:
             raise ConfigurationError(
-                f"--kv-cache-memory {budget} does not fit: {left} bytes are left beside the weights and a step"
+                f"--kv-cache-memory {options.kv_cache_bytes} does not fit: {left} bytes are left beside the weights "
+                "and a step"
             )
     else:
         budget = left

@@ -20,9 +20,13 @@ _LOGPROB_SLICE = 64
 
 
 class ModelRunner:
-    """`plan.Runner` in this process; owns the model and its sampling state. Not for two threads."""
+    """`plan.Runner` in this process; owns the model and its sampling state. Not for two threads.
 
-    def __init__(self, model: CausalModel, inputs: InputBuilder, sampler: Sampler, facts: ModelFacts) -> None:
+    Args:
+        sampler: `None` on ranks that compute, but choose no tokens: their results are empty.
+    """
+
+    def __init__(self, model: CausalModel, inputs: InputBuilder, sampler: Sampler | None, facts: ModelFacts) -> None:
         self._model, self._inputs, self._sampler, self._facts = model, inputs, sampler, facts
         self._wants_prompt_logprobs: dict[int, NewRow] = {}
         self._results: deque[StepResult] = deque()
@@ -51,10 +55,12 @@ class ModelRunner:
     def execute(self, plan: StepPlan) -> StepResult:
         """Compute a plan's rows and choose their next tokens."""
         for sequence_id in plan.finished:
-            self._sampler.finish(sequence_id)
+            if self._sampler is not None:
+                self._sampler.finish(sequence_id)
             self._wants_prompt_logprobs.pop(sequence_id, None)
         for row in plan.started:
-            self._sampler.start(row)
+            if self._sampler is not None:
+                self._sampler.start(row)
             if row.sampling.prompt_logprobs:
                 self._wants_prompt_logprobs[row.sequence_id] = row
         if not plan.rows:
@@ -77,6 +83,8 @@ class ModelRunner:
             return []
         last = [inputs.starts[i] + len(rows[i].token_ids) - 1 for i in sampled]
         logits = self._model.logits(hidden[torch.tensor(last, device=hidden.device)])
+        if self._sampler is None:
+            return [None] * len(sampled)
         return self._sampler.choose(logits, [rows[i] for i in sampled])
 
     def _prompt_logprobs(self, row: Row, hidden: Tensor, start: int) -> list[float]:
@@ -90,7 +98,8 @@ class ModelRunner:
         for i in range(0, len(targets), _LOGPROB_SLICE):
             ids = targets[i : i + _LOGPROB_SLICE]
             logits = self._model.logits(hidden[start + i : start + i + len(ids)])
-            found += raw_logprobs(logits, torch.tensor(ids, device=logits.device))
+            if self._sampler is not None:
+                found += raw_logprobs(logits, torch.tensor(ids, device=logits.device))
         return found
 
 

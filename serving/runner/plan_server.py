@@ -11,9 +11,10 @@ import msgspec
 import torch
 
 from serving.errors import ConfigurationError, RunnerDied
+from serving.parallel import DistributedRanks, OneRank, Ranks
 from serving.plan import StepPlan
-from serving.runner.frames import Done, Failed, Ready, Refused, RunnerOptions, receive, send
-from serving.runner.load import load_runner
+from serving.runner.frames import Done, Failed, Ready, Refused, Start, receive, send
+from serving.runner.load import choose_device, load_runner
 from serving.runner.memory import cpu_count, keep_freed_memory
 from serving.runner.model_runner import ModelRunner
 from serving.telemetry import logs
@@ -24,23 +25,33 @@ log = logging.getLogger("serving.runner")
 def serve(channel: socket.socket) -> int:
     """Serve until the pipe ends. Returns the process's exit code."""
     try:
-        options = msgspec.msgpack.decode(receive(channel), type=RunnerOptions)
+        start = msgspec.msgpack.decode(receive(channel), type=Start)
+        options = start.options
         logs.configure(options.log_level, json_output=options.log_json)
         keep_freed_memory()
         # Fewer than there are where OMP_NUM_THREADS says so.
-        torch.set_num_threads(min(cpu_count(), torch.get_num_threads()))
+        torch.set_num_threads(max(1, min(cpu_count() // options.rank_count, torch.get_num_threads())))
         try:
-            runner = load_runner(options)
+            ranks = _meet(start)
+            runner = load_runner(options, ranks)
         except ConfigurationError as error:
             send(channel, Refused(str(error)))
             return 1
         send(channel, Ready(runner.facts))
-        return _execute_plans(channel, runner)
+        return _execute_plans(channel, runner, answers=ranks.rank == 0)
     except RunnerDied:
         return 0  # the worker closed the pipe, or died: nobody is left to serve
 
 
-def _execute_plans(channel: socket.socket, runner: ModelRunner) -> int:
+def _meet(start: Start) -> Ranks:
+    options = start.options
+    if options.rank_count == 1:
+        return OneRank()
+    device = choose_device(options, start.rank)
+    return DistributedRanks(start.rank, options.rank_count, start.meeting_file, device)
+
+
+def _execute_plans(channel: socket.socket, runner: ModelRunner, *, answers: bool) -> int:
     plans = msgspec.msgpack.Decoder(StepPlan)
     while True:
         plan = plans.decode(receive(channel))
@@ -51,4 +62,5 @@ def _execute_plans(channel: socket.socket, runner: ModelRunner) -> int:
             log.exception("a step failed; the runner starts again")
             send(channel, Failed(type(error).__name__))
             return 1
-        send(channel, Done(result))
+        if answers:
+            send(channel, Done(result))

@@ -32,4 +32,7 @@ def _die_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stderr.flush()
+    # At once: the threads of a process group would wait for ranks that may be gone.
+    os._exit(code)

@@ -1,6 +1,6 @@
-"""A runner in a process of its own, seen from the worker.
+"""Runners in processes of their own, one a rank, seen from the worker.
 
-Knows no torch: torch lives on the other side of the pipe.
+Knows no torch: torch lives on the other side of the pipes.
 """
 
 import contextlib
@@ -9,54 +9,82 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import msgspec
 
 from serving.errors import ModelError, RunnerDied
 from serving.plan import ModelFacts, StepPlan, StepResult
-from serving.runner.frames import Done, Failed, Ready, Refused, RunnerOptions, receive, send
+from serving.runner.frames import Done, Failed, Ready, Refused, RunnerOptions, Start, receive, send
+from serving.settings import process_environment
 
 _EXIT_WAIT_S = 5.0
 
 
-class RunnerProcess:
-    """`plan.Runner` over a pipe to `python -m serving.runner.process`.
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """One process and our end of its pipe."""
 
-    The process dies with its parent: it reads the end of the pipe, and the kernel kills it should it hang.
+    process: subprocess.Popen[bytes]
+    channel: socket.socket
+
+    @classmethod
+    def start(cls) -> Self:
+        """Start a process that waits for its first frame."""
+        ours, theirs = socket.socketpair()
+        # The ranks of one machine need no other network; what an operator said of it goes first.
+        environment = {"GLOO_SOCKET_IFNAME": "lo", **process_environment()}
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "serving.runner.process", str(theirs.fileno())],
+                pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, env=environment,
+            )  # fmt: skip
+        return cls(process, ours)
+
+    def how_it_ended(self) -> str:
+        """In a few words, for the operator."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_EXIT_WAIT_S)
+        code = self.process.returncode
+        if code == -signal.SIGKILL:
+            return "killed: too little memory? A smaller --kv-cache-memory or --max-batch-prefill-tokens needs less"
+        return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+
+
+class RunnerProcess:
+    """`plan.Runner` over pipes to `python -m serving.runner.process`, one process a rank.
+
+    Every rank is sent every plan; rank 0 answers. When one ends, the others wait for it in vain: then all are ended. A
+    process dies with its parent: it reads the end of the pipe, and the kernel kills it should it hang.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes], channel: socket.socket, facts: ModelFacts) -> None:
-        self._process, self._channel, self._facts = process, channel, facts
+    def __init__(self, ranks: Sequence[Rank], facts: ModelFacts) -> None:
+        self._ranks, self._facts = ranks, facts
         self._results = msgspec.msgpack.Decoder(Done | Failed)
 
     @classmethod
     def start(cls, options: RunnerOptions) -> Self:
-        """Start the process and wait until its model is loaded and warm.
+        """Start the processes and wait until their model is loaded and warm.
 
         Raises:
             ModelError: the model cannot be served; the text says why.
-            RunnerDied: the process ended without a word (killed, or out of memory).
+            RunnerDied: a process ended without a word (killed, or out of memory).
         """
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "serving.runner.process", str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL,
-            )  # fmt: skip
-        try:
-            send(ours, options)
-            answer = msgspec.msgpack.decode(receive(ours), type=Ready | Refused)
-        except RunnerDied as error:
-            _end(process, ours)
-            raise RunnerDied(f"the runner process ended while loading ({_how(process)})") from error
-        except BaseException:
-            _end(process, ours)
-            raise
-        if isinstance(answer, Refused):
-            _end(process, ours)
-            raise ModelError(answer.text)
-        return cls(process, ours, answer.facts)
+        with tempfile.TemporaryDirectory(prefix="weir-ranks-") as meeting:
+            ranks: list[Rank] = []
+            try:
+                for number in range(options.rank_count):
+                    ranks.append(Rank.start())
+                    send(ranks[-1].channel, Start(options, number, str(Path(meeting, "ranks"))))
+                facts = _await_ready(ranks)
+            except BaseException:
+                _end(ranks)
+                raise
+        return cls(ranks, facts)
 
     @property
     def facts(self) -> ModelFacts:
@@ -64,18 +92,24 @@ class RunnerProcess:
         return self._facts
 
     @property
-    def pid(self) -> int:
-        """The process's id, for tests and logs."""
-        return self._process.pid
+    def pids(self) -> list[int]:
+        """The processes' ids, for tests and logs."""
+        return [rank.process.pid for rank in self._ranks]
 
     def submit(self, plan: StepPlan) -> None:
         """See `plan.Runner`."""
-        send(self._channel, plan)
+        for rank in self._ranks:
+            send(rank.channel, plan)
 
     def collect(self) -> StepResult:
         """See `plan.Runner`."""
+        first = self._ranks[0]
+        if len(self._ranks) > 1 and first not in (spoke := _await_any(self._ranks)):
+            # Nobody but rank 0 speaks, unless it fails.
+            number = self._ranks.index(spoke[0])
+            raise RunnerDied(f"rank {number} of {len(self._ranks)} ended ({spoke[0].how_it_ended()})")
         try:
-            answer = self._results.decode(receive(self._channel))
+            answer = self._results.decode(receive(first.channel))
         except msgspec.DecodeError as error:
             raise RunnerDied(f"a frame that is none on the runner's pipe: {error}") from error
         if isinstance(answer, Failed):
@@ -84,30 +118,53 @@ class RunnerProcess:
 
     def alive(self) -> bool:
         """See `plan.Runner`."""
-        if self._channel.fileno() < 0 or self._process.poll() is not None:
+        if any(rank.channel.fileno() < 0 or rank.process.poll() is not None for rank in self._ranks):
             return False
-        readable, _, _ = select.select([self._channel], [], [], 0)
         # Readable without a plan in flight is either the end of the stream or a result not yet collected.
-        return not readable or bool(self._channel.recv(1, socket.MSG_PEEK))
+        return all(rank.channel.recv(1, socket.MSG_PEEK) for rank in _readable(self._ranks, 0))
 
     def close(self) -> None:
         """See `plan.Runner`."""
-        _end(self._process, self._channel)
+        _end(self._ranks)
 
 
-def _end(process: subprocess.Popen[bytes], channel: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        channel.shutdown(socket.SHUT_RDWR)  # the process reads the end of the stream and leaves
-    channel.close()
-    try:
-        process.wait(_EXIT_WAIT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+def _await_ready(ranks: Sequence[Rank]) -> ModelFacts:
+    """What rank 0 measured, once all have. Raises ModelError and RunnerDied as soon as one has failed."""
+    facts: dict[int, ModelFacts] = {}
+    while waiting := [rank for number, rank in enumerate(ranks) if number not in facts]:
+        for rank in _await_any(waiting):
+            try:
+                answer = msgspec.msgpack.decode(receive(rank.channel), type=Ready | Refused)
+            except RunnerDied as error:
+                raise RunnerDied(f"the runner process ended while loading ({rank.how_it_ended()})") from error
+            if isinstance(answer, Refused):
+                raise ModelError(answer.text)
+            facts[ranks.index(rank)] = answer.facts
+    return facts[0]
 
 
-def _how(process: subprocess.Popen[bytes]) -> str:
-    code = process.returncode
-    if code == -signal.SIGKILL:
-        return "killed: too little memory? A smaller --kv-cache-memory or --max-batch-prefill-tokens needs less"
-    return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+def _await_any(ranks: Sequence[Rank]) -> list[Rank]:
+    """Wait until some have something to read, be it the end of the stream."""
+    return _readable(ranks, None)
+
+
+def _readable(ranks: Sequence[Rank], timeout_s: float | None) -> list[Rank]:
+    poll = select.poll()
+    for rank in ranks:
+        poll.register(rank.channel, select.POLLIN)
+    ready = {number for number, _ in poll.poll(None if timeout_s is None else timeout_s * 1000)}
+    return [rank for rank in ranks if rank.channel.fileno() in ready]
+
+
+def _end(ranks: Sequence[Rank]) -> None:
+    for rank in ranks:
+        with contextlib.suppress(OSError):
+            rank.channel.shutdown(socket.SHUT_RDWR)  # the process reads the end of the stream and leaves
+        rank.channel.close()
+    for number, rank in enumerate(ranks):
+        # One that waits for another rank inside a step reads nothing more.
+        try:
+            rank.process.wait(_EXIT_WAIT_S if number == 0 else 1)
+        except subprocess.TimeoutExpired:
+            rank.process.kill()
+            rank.process.wait()

@@ -28,9 +28,6 @@ class RankThread:
     def smallest(self, number):
         return min(self._everybodys(number))
 
-    def close(self):
-        pass
-
 
 def on_ranks(size, function):
     """What `function(ranks)` returns on rank 0; a failure of any rank is raised."""

@@ -111,6 +111,26 @@ def test_a_killed_device_process_is_replaced_and_streams_go_on(start):
     assert server.get("/health").status_code == 200
 
 
+def test_two_ranks_answer_as_one_does_and_any_of_them_is_replaced(start):
+    answer = start().wait_ready().post("/generate", WHOLE).json()["generated_text"]
+    server = start("--num-shard=2").wait_ready()
+    alike = server.post("/generate", WHOLE)
+    assert alike.json()["generated_text"] == answer
+    assert alike.headers["x-compute-type"] == "2-cpu"
+    ranks = [process for process in server.processes() if "serving.runner.process" in process.cmdline()]
+    assert len(ranks) == 2
+    with server.post("/generate_stream", WHOLE, stream=True) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        ranks[1].kill()
+        server.wait_line("starting another, 1 open requests go on")
+        last = [line for line in lines if line][-1]
+    assert json.loads(last.removeprefix(b"data:"))["generated_text"] == answer
+    assert gone(ranks)
+    server.process.terminate()
+    assert server.wait_exit(15) == 0
+
+
 def test_a_killed_worker_takes_its_device_process_along_and_is_replaced(start):
     server = start().wait_ready()
     _, worker, *children = server.processes()

@@ -65,7 +65,7 @@ def test_results_equal_those_of_a_runner_in_process_and_come_in_order(options, r
 
 
 def test_a_killed_process_is_noticed_while_idle_and_while_waited_for(runner):
-    os.kill(runner.pid, signal.SIGKILL)
+    os.kill(runner.pids[0], signal.SIGKILL)
     wait_until(lambda: not runner.alive(), 2.0)
     with pytest.raises(RunnerDied):
         runner.collect()
@@ -83,7 +83,59 @@ def test_a_step_that_fails_in_the_device_process_is_a_death_not_a_hang(runner):
 def test_closing_ends_the_process(options):
     process = RunnerProcess.start(options)
     process.close()
-    assert gone(process.pid)
+    assert gone(process.pids[0])
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_choose_what_one_chooses(options, size):
+    alone = RunnerProcess.start(options)
+    together = RunnerProcess.start(msgspec.structs.replace(options, rank_count=size))
+    try:
+        assert len(set(together.pids)) == size
+        assert together.facts.rank_count == size
+        ids, position = [5, 6, 7], 0
+        for _ in range(12):
+            chosen = set()
+            for runner in (alone, together):
+                runner.submit(plan(position, ids, position == 0))
+                chosen.add(runner.collect().rows[0].choice.token_id)
+            position += len(ids)
+            ids = [*chosen]
+            assert len(chosen) == 1
+        assert together.alive()
+    finally:
+        alone.close()
+        together.close()
+    assert all(gone(pid) for pid in together.pids)
+
+
+@pytest.fixture
+def two_ranks(options):
+    runner = RunnerProcess.start(msgspec.structs.replace(options, rank_count=2))
+    yield runner
+    runner.close()
+    assert all(gone(pid) for pid in runner.pids)
+
+
+def test_the_death_of_any_rank_is_noticed_while_idle(two_ranks):
+    os.kill(two_ranks.pids[1], signal.SIGKILL)
+    wait_until(lambda: not two_ranks.alive(), 5.0)
+
+
+def test_the_death_of_a_rank_that_another_waits_for_in_a_step_is_noticed(two_ranks):
+    os.kill(two_ranks.pids[1], signal.SIGSTOP)
+    two_ranks.submit(plan(0, [5, 6, 7], True))
+    assert two_ranks.alive()
+    os.kill(two_ranks.pids[1], signal.SIGKILL)
+    with pytest.raises(RunnerDied):
+        two_ranks.collect()
+
+
+def test_a_rank_that_cannot_start_ends_the_others(options):
+    before = {child.pid for child in psutil.Process().children()}
+    with pytest.raises(ModelError, match="3 ranks cannot share the 8 heads"):
+        RunnerProcess.start(msgspec.structs.replace(options, rank_count=3))
+    assert {child.pid for child in psutil.Process().children()} <= before
 
 
 def test_a_model_that_cannot_be_served_says_why_through_the_pipe(options, tmp_path):
@@ -97,7 +149,7 @@ def test_the_process_dies_with_a_parent_that_was_killed(options):
         "from serving.runner.frames import RunnerOptions\n"
         "from serving.runner.remote import RunnerProcess\n"
         f"options = msgspec.json.decode({msgspec.json.encode(options)!r}, type=RunnerOptions)\n"
-        "print('pid', RunnerProcess.start(options).pid, flush=True)\n"
+        "print('pid', RunnerProcess.start(options).pids[0], flush=True)\n"
         "time.sleep(60)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
