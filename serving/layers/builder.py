@@ -30,12 +30,14 @@ class Built:
 
     Attributes:
         kv_shapes: one an attention layer, in the order of their indices.
-        windows: the distinct attention windows, for the masks.
+        windows: the distinct attention windows.
+        token_windows: those of layers that want single tokens padded (`Attention.padded_tokens`).
         weight_bytes: bytes of all weights kept.
     """
 
     kv_shapes: list[KVShape] = field(default_factory=list)
     windows: set[int | None] = field(default_factory=set)
+    token_windows: set[int | None] = field(default_factory=set)
     weight_bytes: int = 0
 
 
@@ -239,12 +241,15 @@ class LayerBuilder:
         layer = len(self.built.kv_shapes)
         self.built.kv_shapes.append(KVShape(kv_heads, head_dim))
         self.built.windows.add(window)
-        return self._attention(
+        made = self._attention(
             AttentionSpec(
                 layer=layer, heads=heads, kv_heads=kv_heads, head_dim=head_dim, scale=scale, window=window,
                 softcap=softcap,
             )
         )  # fmt: skip
+        if made.padded_tokens:
+            self.built.token_windows.add(window)
+        return made
 
     def _column(
         self, name: str, weights: Sequence[Tensor], biases: Sequence[Tensor] | None, heads: Sequence[int] | None

@@ -10,6 +10,19 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
+class Context:
+    """The keys that layers with one window read: no block that lies wholly outside it.
+
+    Attributes:
+        blocks: KV block ids, row by row: [rows * blocks a row].
+        mask: what to add to the scores: [rows, 1, query_length, blocks a row * block_size].
+    """
+
+    blocks: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionGroup:
     """What one attention call computes: one token each of many rows, their contexts padded, or a chunk of one row.
 
@@ -17,15 +30,15 @@ class AttentionGroup:
         start: where the group's first token stands in the batch; its tokens are contiguous, row by row.
         rows: number of sequences; 1 where `query_length` is more than 1.
         query_length: query tokens of each.
-        blocks: KV block ids, row by row: [rows * blocks a row].
-        masks: by window (`None`: unbounded), what to add to the scores: [rows, 1, query_length, context].
+        blocks: ids of all KV blocks, row by row: [rows * blocks a row].
+        contexts: what is read, by window (`None`: unbounded); only for layers that want it (`Attention.padded_tokens`).
     """
 
     start: int
     rows: int
     query_length: int
     blocks: Tensor
-    masks: Mapping[int | None, Tensor]
+    contexts: Mapping[int | None, Context]
 
 
 @dataclass(frozen=True, slots=True)

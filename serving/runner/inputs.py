@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from itertools import chain
 
 import torch
+from msgspec import structs
 from torch import Tensor
 
 from serving.layers.attention.kv_cache import KVCache
-from serving.layers.forward_batch import AttentionGroup, ForwardBatch
+from serving.layers.forward_batch import AttentionGroup, Context, ForwardBatch
 from serving.plan import Row
 
 # Rows of a group are padded to the longest of them; this bounds what one attention call gathers.
@@ -38,12 +39,15 @@ class InputBuilder:
     Args:
         windows: the distinct attention windows of the model's layers.
         dtype: the computing type, which the masks share.
+        token_windows: those of layers that want single tokens padded; all of them unless said.
     """
 
     def __init__(
-        self, cache: KVCache, block_size: int, windows: Iterable[int | None], dtype: torch.dtype, device: torch.device
-    ) -> None:
+        self, cache: KVCache, block_size: int, windows: Iterable[int | None], dtype: torch.dtype, device: torch.device,
+        token_windows: Iterable[int | None] | None = None,
+    ) -> None:  # fmt: skip
         self._cache, self._block_size, self._windows = cache, block_size, tuple(windows)
+        self._token_windows = self._windows if token_windows is None else tuple(token_windows)
         self._dtype, self._device = dtype, device
 
     def build(self, rows: Sequence[Row]) -> Inputs:
@@ -73,6 +77,8 @@ class InputBuilder:
 
     def _group(self, rows: Sequence[Row], singles: Sequence[int]) -> list[list[int]]:
         """Split rows that are sorted by falling length where padding would double a row or burst the bound."""
+        if not self._token_windows:  # only their tables are padded
+            return [list(singles)] if singles else []
         groups: list[list[int]] = []
         longest = 0
         for i in singles:
@@ -85,38 +91,50 @@ class InputBuilder:
         return groups
 
     def _single_tokens(self, rows: Sequence[Row], start: int) -> AttentionGroup:
-        width = self._blocks(rows[0].position + 1)
-        # Padding reads block 0, which nobody owns, behind the mask.
-        tables = chain.from_iterable(
-            table + [0] * (width - len(table)) for table in (row.block_table[:width] for row in rows)
-        )
-        positions = self._tensor([row.position for row in rows]).view(-1, 1, 1, 1)
-        return AttentionGroup(start, len(rows), 1, self._tensor(list(tables)), self._masks(positions, width))
+        return AttentionGroup(start, len(rows), 1, *self._read(rows, 1, self._token_windows))
 
     def _chunk(self, row: Row, start: int) -> list[AttentionGroup]:
         groups, done, count = [], 0, len(row.token_ids)
         slice_tokens = max(1, MAX_MASK_ENTRIES // (row.position + count))
         while done < count:
             length = min(slice_tokens, count - done)
-            first = row.position + done
-            width = self._blocks(first + length)
-            positions = torch.arange(first, first + length, device=self._device).view(1, 1, -1, 1)
-            blocks = self._tensor(row.block_table[:width])
-            groups.append(AttentionGroup(start + done, 1, length, blocks, self._masks(positions, width)))
+            part = structs.replace(row, position=row.position + done)
+            groups.append(AttentionGroup(start + done, 1, length, *self._read([part], length, self._windows)))
             done += length
         return groups
 
-    def _masks(self, positions: Tensor, width: int) -> dict[int | None, Tensor]:
-        """positions [rows, 1, query_length, 1] -> a mask [rows, 1, query_length, width * block_size] a window."""
-        keys = torch.arange(width * self._block_size, device=self._device)
-        masks = {}
-        for window in self._windows:
-            hidden = keys > positions
-            if window is not None:
-                hidden |= keys <= positions - window
-            mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
-            masks[window] = mask.masked_fill_(hidden, float("-inf"))
-        return masks
+    def _read(
+        self, rows: Sequence[Row], length: int, windows: Iterable[int | None]
+    ) -> tuple[Tensor, dict[int | None, Context]]:
+        """All blocks of `length` tokens from each row's position on, and what layers with these windows read."""
+        contexts = {window: self._context(rows, length, window) for window in windows}
+        if None in contexts:
+            return contexts[None].blocks, contexts
+        return self._padded([row.block_table[: self._blocks(row.position + length)] for row in rows]), contexts
+
+    def _context(self, rows: Sequence[Row], length: int, window: int | None) -> Context:
+        size = self._block_size
+        first = [0 if window is None else max(0, row.position + 1 - window) // size for row in rows]
+        tables = [
+            row.block_table[begin : self._blocks(row.position + length)] for row, begin in zip(rows, first, strict=True)
+        ]
+        blocks = self._padded(tables)
+        # Positions of queries and keys both count from the first block that their row reads.
+        queries = [row.position - begin * size for row, begin in zip(rows, first, strict=True)]
+        positions = self._tensor(queries).view(-1, 1, 1, 1)
+        if length > 1:
+            positions = positions + torch.arange(length, device=self._device).view(-1, 1)
+        keys = torch.arange(len(blocks) // len(rows) * size, device=self._device)
+        hidden = keys > positions
+        if window is not None:
+            hidden |= keys <= positions - window
+        mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
+        return Context(blocks, mask.masked_fill_(hidden, float("-inf")))
+
+    def _padded(self, tables: Sequence[list[int]]) -> Tensor:
+        width = max(map(len, tables))
+        # Padding reads block 0, which nobody owns, behind the mask.
+        return self._tensor(list(chain.from_iterable(table + [0] * (width - len(table)) for table in tables)))
 
     def _blocks(self, tokens: int) -> int:
         return -(-tokens // self._block_size)

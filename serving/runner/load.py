@@ -138,7 +138,7 @@ def _size_and_warm(
             device=_device_name(device), weight_bytes=built.weight_bytes * ranks.size,
             kv_bytes=cache.nbytes * ranks.size, rank_count=ranks.size,
         )  # fmt: skip
-        inputs = InputBuilder(cache, BLOCK_SIZE, built.windows, dtype, device)
+        inputs = InputBuilder(cache, BLOCK_SIZE, built.windows, dtype, device, built.token_windows)
         sampler = Sampler(config.vocab_size, device, compiler) if ranks.rank == 0 else None
         return ModelRunner(model, inputs, sampler, facts)
 

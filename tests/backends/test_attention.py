@@ -20,8 +20,10 @@ def attended(backend, spec, dtype, rows, query, key, value, past):
     cache = KVCache([KVShape(spec.kv_heads, spec.head_dim)], 300, BLOCK, dtype, CPU)
     for kept, old in ((cache.keys[0], past[0]), (cache.values[0], past[1])):
         kept.copy_(old)
-    batch = InputBuilder(cache, BLOCK, [spec.window], dtype, CPU).build(rows).batch
-    return select(backend)(spec)(query.to(dtype), key.to(dtype), value.to(dtype), batch).float()
+    attention = select(backend)(spec)
+    padded = [spec.window] if attention.padded_tokens else []
+    batch = InputBuilder(cache, BLOCK, [spec.window], dtype, CPU, padded).build(rows).batch
+    return attention(query.to(dtype), key.to(dtype), value.to(dtype), batch).float()
 
 
 @pytest.mark.parametrize("backend", AVAILABLE)
@@ -80,3 +82,27 @@ def test_a_soft_cap_is_computed_by_a_backend_that_can_and_never_left_out(backend
     chances = (2 * (scores / 2).tanh()).masked_fill(hidden, float("-inf")).softmax(-1)
     want = torch.einsum("hqk,khd->qhd", chances, value.repeat_interleave(2, 1)).flatten(1)
     assert torch.allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", AVAILABLE)
+@pytest.mark.parametrize("counts", [[1], [1] * 9, [40, 100]])
+def test_blocks_outside_the_window_are_never_read(backend, counts):
+    torch.manual_seed(0)
+    window, positions = 20, [57 + 31 * i for i in range(len(counts))]
+    free = iter(range(1, 300))
+    rows = [
+        Row(sequence_id=i, token_ids=[0] * count, position=position, sample=True,
+            block_table=[next(free) for _ in range(-(-(position + count) // BLOCK))])
+        for i, (count, position) in enumerate(zip(counts, positions, strict=True))
+    ]  # fmt: skip
+    spec = AttentionSpec(layer=0, heads=4, kv_heads=2, head_dim=16, scale=0.25, window=window)
+    query, key, value = (torch.randn(sum(counts), heads, 16) for heads in (4, 2, 2))
+    past = [torch.randn(300, BLOCK, 2, 16) for _ in range(2)]
+    want = attended("eager", spec, torch.bfloat16, rows, query, key, value, past)
+    for row in rows:
+        outside = row.block_table[: (row.position - window + 1) // BLOCK]
+        assert outside
+        for kept in past:
+            kept[outside] = float("nan")
+    got = attended(backend, spec, torch.bfloat16, rows, query, key, value, past)
+    assert (got - want).abs().max() < 0.05

@@ -36,9 +36,12 @@ class Attention(Protocol):
 
     Attributes:
         spec: what it was made for; its heads are those of this rank.
+        padded_tokens: whether it computes single tokens from rows that are padded to the same length, and so wants a
+            `Context` of them; chunks have one always.
     """
 
     spec: AttentionSpec
+    padded_tokens: bool
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, batch: ForwardBatch) -> Tensor:
         """query [tokens, heads, head_dim], key and value [tokens, kv_heads, head_dim] -> [tokens, heads * head_dim]."""

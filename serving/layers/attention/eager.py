@@ -16,6 +16,8 @@ from serving.layers.forward_batch import AttentionGroup, ForwardBatch
 class EagerAttention(nn.Module):
     """One layer's attention."""
 
+    padded_tokens = True
+
     def __init__(self, spec: AttentionSpec) -> None:
         super().__init__()
         self.spec = spec
@@ -32,16 +34,16 @@ class EagerAttention(nn.Module):
 
 def attend(spec: AttentionSpec, query: Tensor, keys: Tensor, values: Tensor, group: AttentionGroup) -> Tensor:
     """One group's attention: query [tokens, heads, head_dim] -> [tokens, heads * head_dim]. Scores are in float32."""
-    rows, shared = group.rows, spec.heads // spec.kv_heads
-    context = (rows, -1, spec.kv_heads, spec.head_dim)
-    key = gathered(keys, group).view(context).permute(0, 2, 3, 1)  # [rows, kv_heads, head_dim, context]
-    value = gathered(values, group).view(context).transpose(1, 2)  # [rows, kv_heads, context, head_dim]
+    rows, shared, context = group.rows, spec.heads // spec.kv_heads, group.contexts[spec.window]
+    shape = (rows, -1, spec.kv_heads, spec.head_dim)
+    key = gathered(keys, context).view(shape).permute(0, 2, 3, 1)  # [rows, kv_heads, head_dim, context]
+    value = gathered(values, context).view(shape).transpose(1, 2)  # [rows, kv_heads, context, head_dim]
     # The heads that share a key stand below one another: [rows, kv_heads, shared * tokens, head_dim].
     grouped = query.view(rows, -1, spec.kv_heads, shared, spec.head_dim).permute(0, 2, 3, 1, 4).flatten(2, 3)
     scores = torch.matmul(grouped, key).float().mul_(spec.scale)
     if spec.softcap is not None:
         scores.div_(spec.softcap).tanh_().mul_(spec.softcap)
-    mask = group.masks[spec.window].unsqueeze(1)  # [rows, 1, 1, tokens, context]
+    mask = context.mask.unsqueeze(1)  # [rows, 1, 1, tokens, context]
     scores = scores.unflatten(2, (shared, -1)).add_(mask)
     attended = torch.matmul(scores.softmax(-1).to(value.dtype).flatten(2, 3), value)
     return attended.unflatten(2, (shared, -1)).permute(0, 3, 1, 2, 4).flatten(2).flatten(0, 1)

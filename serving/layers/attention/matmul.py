@@ -21,6 +21,8 @@ _MAX_SCORES = 1 << 24
 class MatmulAttention(nn.Module):
     """One layer's attention."""
 
+    padded_tokens = True
+
     def __init__(self, spec: AttentionSpec) -> None:
         super().__init__()
         self.spec = spec
@@ -40,7 +42,7 @@ class MatmulAttention(nn.Module):
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, group: AttentionGroup) -> Tensor:
         """One group's attention: query [tokens, heads, head_dim] -> [tokens, heads * head_dim]."""
         spec = self.spec
-        scores = spec.heads * group.masks[spec.window].numel()
+        scores = spec.heads * group.contexts[spec.window].mask.numel()
         if scores > _MAX_SCORES:
             return attend(spec, query, keys, values, group)
         if group.query_length == 1 and group.rows >= _FEWEST_ROWS:
@@ -53,23 +55,23 @@ class MatmulAttention(nn.Module):
         """Every query against the keys of all heads at once, zero where they are not its own: one product a row
         instead of one a row and head. The surplus arithmetic costs less than the calls it saves.
         """
-        spec, rows = self.spec, group.rows
+        spec, rows, context = self.spec, group.rows, group.contexts[self.spec.window]
         width = spec.kv_heads * spec.head_dim
-        key = gathered(keys, group).view(rows, -1, width)
-        value = gathered(values, group).view(rows, -1, width)
+        key = gathered(keys, context).view(rows, -1, width)
+        value = gathered(values, context).view(rows, -1, width)
         spread = (query.unsqueeze(2) * self.own).view(rows, spec.heads, width)
-        scores = torch.bmm(spread, key.transpose(1, 2)).add_(group.masks[spec.window].squeeze(1))
+        scores = torch.bmm(spread, key.transpose(1, 2)).add_(context.mask.squeeze(1))
         attended = torch.bmm(scores.softmax(-1), value)
         per_head = attended.view(rows, spec.kv_heads, -1, spec.kv_heads, spec.head_dim)
         return per_head.diagonal(0, 1, 3).permute(0, 3, 1, 2).flatten(1)
 
     def _long_chunk(self, query: Tensor, keys: Tensor, values: Tensor, group: AttentionGroup) -> Tensor:
         """All queries that share a key-value head against its keys: one product a key-value head."""
-        spec, tokens = self.spec, group.query_length
-        key = gathered(keys, group).view(-1, spec.kv_heads, spec.head_dim).transpose(0, 1)
-        value = gathered(values, group).view(-1, spec.kv_heads, spec.head_dim).transpose(0, 1)
+        spec, tokens, context = self.spec, group.query_length, group.contexts[self.spec.window]
+        key = gathered(keys, context).view(-1, spec.kv_heads, spec.head_dim).transpose(0, 1)
+        value = gathered(values, context).view(-1, spec.kv_heads, spec.head_dim).transpose(0, 1)
         grouped = query.unflatten(1, (spec.kv_heads, -1)).permute(1, 2, 0, 3)  # [kv_heads, queries_per_kv, tokens, dim]
         grouped = (grouped * spec.scale).flatten(1, 2)
-        scores = torch.bmm(grouped, key.transpose(1, 2)).unflatten(1, (-1, tokens)).add_(group.masks[spec.window])
+        scores = torch.bmm(grouped, key.transpose(1, 2)).unflatten(1, (-1, tokens)).add_(context.mask)
         attended = torch.bmm(scores.softmax(-1).flatten(1, 2), value)
         return attended.unflatten(1, (-1, tokens)).permute(2, 0, 1, 3).flatten(1)

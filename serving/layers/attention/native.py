@@ -17,6 +17,8 @@ from serving.layers.forward_batch import ForwardBatch
 class NativeAttention(nn.Module):
     """One layer's attention. Raises ConfigurationError where the kernels are not compiled."""
 
+    padded_tokens = False
+
     def __init__(self, spec: AttentionSpec) -> None:
         super().__init__()
         kernels = cpu_kernels.load(torch.device("cpu"), torch.bfloat16)

@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from serving.layers.attention.backend import AttentionSpec
-from serving.layers.forward_batch import AttentionGroup, ForwardBatch
+from serving.layers.forward_batch import AttentionGroup, Context, ForwardBatch
 
 Attend = Callable[[Tensor, Tensor, Tensor, AttentionGroup], Tensor]
 
 
 class SdpaAttention(nn.Module):
     """One layer's attention."""
+
+    padded_tokens = True
 
     def __init__(self, spec: AttentionSpec) -> None:
         super().__init__()
@@ -50,18 +52,18 @@ def attend_groups(attend: Attend, query: Tensor, key: Tensor, value: Tensor, bat
     return output
 
 
-def gathered(cache: Tensor, group: AttentionGroup) -> Tensor:
-    """The group's blocks, row by row: [rows * blocks a row, block_size, kv_heads, head_dim]."""
-    return cache.index_select(0, group.blocks)
+def gathered(cache: Tensor, context: Context) -> Tensor:
+    """The blocks that are read, row by row: [rows * blocks a row, block_size, kv_heads, head_dim]."""
+    return cache.index_select(0, context.blocks)
 
 
 def attend(spec: AttentionSpec, query: Tensor, keys: Tensor, values: Tensor, group: AttentionGroup) -> Tensor:
     """One group's attention: query [tokens, heads, head_dim] -> [tokens, heads * head_dim]."""
-    rows, queries_per_kv = group.rows, spec.heads // spec.kv_heads
-    context = (rows, -1, spec.kv_heads, spec.head_dim)
-    key = gathered(keys, group).view(context).transpose(1, 2)  # [rows, kv_heads, context, head_dim]
-    value = gathered(values, group).view(context).transpose(1, 2)
-    mask = group.masks[spec.window]
+    rows, queries_per_kv, context = group.rows, spec.heads // spec.kv_heads, group.contexts[spec.window]
+    shape = (rows, -1, spec.kv_heads, spec.head_dim)
+    key = gathered(keys, context).view(shape).transpose(1, 2)  # [rows, kv_heads, context, head_dim]
+    value = gathered(values, context).view(shape).transpose(1, 2)
+    mask = context.mask
     if group.query_length == 1:
         # The heads that share a key stand side by side as if they were query tokens: nothing is repeated.
         grouped = query.view(rows, spec.kv_heads, queries_per_kv, spec.head_dim)
