@@ -33,12 +33,14 @@ class Built:
         windows: the distinct attention windows.
         token_windows: those of layers that want single tokens padded (`Attention.padded_tokens`).
         weight_bytes: bytes of all weights kept.
+        tied_bytes: those of an embedding that is the head, too.
     """
 
     kv_shapes: list[KVShape] = field(default_factory=list)
     windows: set[int | None] = field(default_factory=set)
     token_windows: set[int | None] = field(default_factory=set)
     weight_bytes: int = 0
+    tied_bytes: int = 0
 
 
 class LayerBuilder:
@@ -143,8 +145,10 @@ class LayerBuilder:
         weight = self._vocabulary(tied_to or name, vocab_size)
         offset = self._kept([self._split_vocabulary(self._read(f"{name}.bias"))]) if bias else None
         linear = make_linear(weight, offset)
-        if tied_to is not None and not isinstance(linear, Linear):
-            self.built.weight_bytes += weight.nbytes  # laid out anew: a copy beside the embedding's
+        if tied_to is not None:
+            self.built.tied_bytes = weight.nbytes
+            if not isinstance(linear, Linear):
+                self.built.weight_bytes += weight.nbytes  # laid out anew: a copy beside the embedding's
         return linear if self._ranks.size == 1 else SplitHead(linear, vocab_size, self._ranks)
 
     def embedding(self, name: str, vocab_size: int) -> nn.Module:

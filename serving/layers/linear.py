@@ -83,12 +83,11 @@ class SplitHead(nn.Module):
 
 def make_linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
     """The layer with the fastest kernel for the weight's device and type. weight [out, in], bias [out]."""
-    if weight.device.type == "cpu" and _can_pack(weight.dtype):
-        return PackedLinear(weight, bias)
-    return Linear(weight, bias)
+    return PackedLinear(weight, bias) if packs(weight.device.type, weight.dtype) else Linear(weight, bias)
 
 
-def _can_pack(dtype: torch.dtype) -> bool:
-    if not torch.backends.mkldnn.is_available():
+def packs(device_type: str, dtype: torch.dtype) -> bool:
+    """Whether weights of this type are laid out anew on such a device."""
+    if device_type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())

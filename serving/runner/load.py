@@ -22,6 +22,7 @@ from serving.models.select import select as select_model
 from serving.parallel import OneRank, Ranks
 from serving.plan import ModelFacts, NewRow, Row, StepPlan
 from serving.protocol import SamplingParams, Watermark
+from serving.runner.footprint import DEFAULT_STEP_TOKENS
 from serving.runner.frames import RunnerOptions
 from serving.runner.inputs import MAX_GROUP_TOKENS, InputBuilder
 from serving.runner.memory import PeakMeter, available_bytes
@@ -33,8 +34,6 @@ from serving.weights.model_config import ModelConfig
 
 log = logging.getLogger("serving.runner")
 BLOCK_SIZE = 16
-# A CPU computes a step of 512 tokens at nearly its full rate; more would only hold running streams up for longer.
-_DEFAULT_STEP_TOKENS = {"cpu": 512, "cuda": 4096}
 _DEFAULT_CPU_KV_BYTES = 4 << 30
 _NOT_WEIGHTS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias",
                 "lm_head.weight", "embed_out.weight")  # fmt: skip
@@ -126,7 +125,7 @@ def _size_and_warm(
 ) -> ModelRunner:  # fmt: skip
     max_rows = options.max_rows
     # A step must at least hold every running sequence's next token.
-    step_tokens = max(options.max_step_tokens or _DEFAULT_STEP_TOKENS[device.type], max_rows)
+    step_tokens = max(options.max_step_tokens or DEFAULT_STEP_TOKENS[device.type], max_rows)
     longest = options.max_total_tokens or config.max_position_embeddings
     compiler = _grammar_compiler(options, config)
 

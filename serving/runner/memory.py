@@ -50,6 +50,11 @@ def available_bytes(device: torch.device, fraction: float = 1.0) -> int:
     return min(_machine_available(), _cgroup_available())
 
 
+def anonymous_bytes() -> int:
+    """What this process holds of the machine's memory now, without files that the kernel can drop."""
+    return _status_bytes("RssAnon")
+
+
 class PeakMeter:
     """The most memory that was in use since `start`, above what was in use then."""
 

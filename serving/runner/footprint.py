@@ -1,0 +1,94 @@
+"""What a model will take of a device's memory, told from its configuration and the headers of its weights alone.
+
+Builds the very layers that will be served, on a device without memory: there is no second bookkeeping to go wrong.
+Knows no device and no operator.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from serving.layers.attention.kv_cache import block_bytes
+from serving.layers.attention.select import select as select_attention
+from serving.layers.builder import LayerBuilder
+from serving.layers.linear import packs
+from serving.models.select import select as select_model
+from serving.runner.inputs import MAX_MASK_ENTRIES
+from serving.weights.checkpoint import Checkpoint
+from serving.weights.model_config import ModelConfig
+
+# A CPU computes a step of 512 tokens at nearly its full rate; more would only hold running streams up for longer.
+DEFAULT_STEP_TOKENS = {"cpu": 512, "cuda": 4096}
+# Logits pass the sampler as float32, and with everything asked for it holds them this many times over.
+_LOGIT_COPIES = 6
+# Hidden states that are alive at once beside what the widest layer makes: the residual, its norm, an output.
+_HIDDEN_COPIES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes on each of the devices that share a model out.
+
+    Attributes:
+        weight_bytes: exact.
+        kv_bytes_per_token: exact, over all layers.
+        step_bytes: about what the largest step needs beside them.
+    """
+
+    weight_bytes: int
+    kv_bytes_per_token: int
+    step_bytes: int
+
+
+@dataclass(slots=True)
+class _FirstRank:
+    """The first of so many ranks, none of which is there."""
+
+    size: int
+    rank: int = 0
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def smallest(self, number: int) -> int:
+        raise NotImplementedError
+
+
+def predict(
+    config: ModelConfig, checkpoint: Checkpoint, *, dtype: torch.dtype, device_type: str, rank_count: int,
+    step_tokens: int, max_rows: int, longest: int,
+) -> Footprint:  # fmt: skip
+    """Predict what one of `rank_count` devices will hold.
+
+    Args:
+        checkpoint: its tensors may be without data.
+        device_type: "cpu" or "cuda": a CPU lays weights out anew, a tied head's too.
+        step_tokens: the most tokens of a step.
+        max_rows: the most sequences in a step.
+        longest: tokens of the longest sequence.
+
+    Raises:
+        ModelError: the model is not served, cannot be shared out so, or its files do not fit one another.
+    """
+    build = LayerBuilder(
+        checkpoint, dtype=dtype, device=torch.device("meta"), attention=select_attention("sdpa"),
+        ranks=_FirstRank(rank_count),
+    )  # fmt: skip
+    select_model(config.model_type)(config, build)
+    built = build.built
+    copied = built.tied_bytes if packs(device_type, dtype) else 0
+    kv_bytes_per_token = block_bytes(built.kv_shapes, 1, dtype)
+    widest = max(2 * config.intermediate_size, sum(config.qkv_heads) * config.head_dim) // rank_count
+    activations = step_tokens * (_HIDDEN_COPIES * config.hidden_size + 2 * widest) * dtype.itemsize
+    logits = max_rows * config.vocab_size * torch.float32.itemsize * _LOGIT_COPIES
+    # What one layer's attention gathers and masks: the longest sequence's context, for a slice of a chunk.
+    context = kv_bytes_per_token // len(built.kv_shapes) * longest
+    mask = min(MAX_MASK_ENTRIES, step_tokens * longest) * (dtype.itemsize + torch.bool.itemsize)
+    return Footprint(
+        weight_bytes=built.weight_bytes + copied,
+        kv_bytes_per_token=kv_bytes_per_token,
+        step_bytes=activations + logits + context + mask,
+    )
