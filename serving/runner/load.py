@@ -3,13 +3,13 @@
 Knows no engine; the one place where a device's memory is shared out.
 """
 
+import contextlib
 import logging
 import time
 from importlib import import_module
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from serving.errors import ConfigurationError, ModelError
 from serving.grammar.compiler import GrammarCompiler
@@ -28,9 +28,11 @@ from serving.runner.inputs import MAX_GROUP_TOKENS, InputBuilder
 from serving.runner.memory import PeakMeter, available_bytes
 from serving.runner.model_runner import ModelRunner
 from serving.sampling.sampler import Sampler
+from serving.telemetry.progress import Progress
 from serving.tokenizer import Tokenizer
-from serving.weights.checkpoint import SafetensorsCheckpoint
+from serving.weights.checkpoint import Checkpoint, MissingTensor, SafetensorsCheckpoint, Survey, layerless
 from serving.weights.model_config import ModelConfig
+from serving.weights.weight_files import listed
 
 log = logging.getLogger("serving.runner")
 BLOCK_SIZE = 16
@@ -101,21 +103,31 @@ def _build(
 ) -> tuple[CausalModel, Built]:
     architecture = select_model(config.model_type)
     attention = select_attention(fastest(device, dtype))
+
+    def builder(checkpoint: Checkpoint, where: torch.device = device) -> LayerBuilder:
+        return LayerBuilder(checkpoint, dtype=dtype, device=where, attention=attention, ranks=ranks)
+
     if options.load_format == "dummy":
         # Imported when chosen: transformers costs seconds and hundreds of megabytes that no served model pays.
         dummy = import_module("serving.runner.dummy")
-        checkpoint = dummy.random_checkpoint(Path(options.model_dir), device, dtype)
-        build = LayerBuilder(checkpoint, dtype=dtype, device=device, attention=attention, ranks=ranks)
+        build = builder(dummy.random_checkpoint(Path(options.model_dir), device, dtype))
         return architecture(config, build), build.built
-    silent = True if ranks.rank else None  # None: where there is no terminal
-    with tqdm(desc="Loading weights", unit="B", unit_scale=True, unit_divisor=1024, disable=silent) as bar:
-        weights = SafetensorsCheckpoint(Path(options.model_dir), on_read=bar.update)
-        bar.total = weights.total_bytes
-        build = LayerBuilder(weights, dtype=dtype, device=device, attention=attention, ranks=ranks)
-        model = architecture(config, build)
+    with Progress("Loading weights") as progress:
+        weights = SafetensorsCheckpoint(Path(options.model_dir), on_read=progress.update)
+        progress.total_bytes = weights.total_bytes
+        build = builder(weights)
+        try:
+            model = architecture(config, build)
+        except MissingTensor as first:
+            survey = Survey(weights)
+            # What became of it does not matter: a tensor without a like ends it, as may a shape that does not fit.
+            with contextlib.suppress(Exception):
+                architecture(config, builder(survey, torch.device("meta")))
+            raise MissingTensor(survey.missing or [first.name]) from first
     # Old checkpoints carry computed buffers, tied ones a head that nobody reads.
     if unread := [name for name in weights.unread() if not name.endswith(_NOT_WEIGHTS)]:
-        log.warning("%d tensors of the checkpoint are not used, first %s", len(unread), unread[0])
+        kinds = sorted({layerless(name) for name in unread})
+        log.warning("%d tensors of the checkpoint are not used: %s", len(unread), listed(kinds))
     return model, build.built
 
 

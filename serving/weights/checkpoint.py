@@ -1,19 +1,33 @@
-"""A checkpoint's tensors by name, each read once from its safetensors file.
+"""A checkpoint's tensors by name, as views of its safetensors files.
 
 Knows no model, no rank and no number format: it hands out tensors as they lie on disk.
 """
 
-import json
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from serving.errors import ModelError
+from serving.weights.weight_files import INDEX, listed, weight_files
+
+
+class MissingTensor(ModelError):
+    """A model asked for a tensor that the checkpoint does not have.
+
+    Attributes:
+        name: the tensor's.
+    """
+
+    def __init__(self, names: list[str]) -> None:
+        what = f"tensor {names[0]!r}" if len(names) == 1 else f"{len(names)} tensors of the model: {listed(names)}"
+        super().__init__(f"the weights lack {what}; do config.json and the weights belong together?")
+        self.name = names[0]
 
 
 class Checkpoint(Protocol):
@@ -24,53 +38,108 @@ class Checkpoint(Protocol):
         ...
 
     def read(self, name: str) -> Tensor:
-        """The tensor, on the CPU and in the checkpoint's type. Raises ModelError."""
+        """The tensor in the checkpoint's type: a view of the file, which is read where it is used.
+
+        Raises ModelError.
+        """
         ...
 
 
 class SafetensorsCheckpoint:
     """A directory with one `.safetensors` file, or several with or without an index.
 
+    A file may say in its metadata that a tensor is to be found under another name: tied weights lie there once.
+
     Args:
         directory: the checkpoint's directory.
-        on_read: called with the bytes of every tensor read, for a progress bar.
+        on_read: called with the bytes of every tensor when it is first read, for a progress bar.
+
+    Attributes:
+        total_bytes: of all tensors together.
 
     Raises:
-        ModelError: there are no weights, or a file is corrupt or truncated; the text names the file.
+        ModelError: there are no weights, files contradict each other, or one is corrupt or truncated; the text names
+            the file.
     """
 
     def __init__(self, directory: Path, on_read: Callable[[int], object] | None = None) -> None:
         self._on_read = on_read
-        self._files = {}
+        self._files: dict[Path, Any] = {}
         self._file_of: dict[str, Path] = {}
+        self._same_as: dict[str, str] = {}
         self._read: set[str] = set()
         self.total_bytes = 0
-        for path in _weight_files(directory):
-            self._files[path] = _open(path)
-            self.total_bytes += path.stat().st_size
-            self._file_of.update(dict.fromkeys(self._files[path].keys(), path))
+        paths, index = weight_files(directory)
+        for path in paths:
+            self._files[path], nbytes = _open(path)
+            self.total_bytes += nbytes
+            self._take_names(path, index)
+        if stray := [name for name in index if name not in self._file_of]:
+            raise ModelError(f"{index[stray[0]]} does not hold {listed(stray)}, though {INDEX} says so")
 
     def has(self, name: str) -> bool:
         """Whether there is such a tensor."""
-        return name in self._file_of
+        return name in self._file_of or name in self._same_as
 
     def read(self, name: str) -> Tensor:
-        """Read one tensor. Raises ModelError where it is missing or its bytes cannot be read."""
+        """A view of one tensor. Raises ModelError where it is missing or its bytes cannot be read."""
+        if name not in self._file_of:
+            name = self._same_as.get(name, name)
         path = self._file_of.get(name)
         if path is None:
-            raise ModelError(f"the weights hold no tensor {name!r}; do config.json and the weights belong together?")
+            raise MissingTensor([name])
         try:
             tensor: Tensor = self._files[path].get_tensor(name)
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, RuntimeError) as error:
             raise ModelError(f"{path.name} cannot be read at {name!r}: {error}") from error
-        self._read.add(name)
-        if self._on_read is not None:
+        if name not in self._read and self._on_read is not None:
             self._on_read(tensor.nbytes)
+        self._read.add(name)
         return tensor
 
     def unread(self) -> list[str]:
         """Names of tensors that no layer asked for, sorted."""
         return sorted(self._file_of.keys() - self._read)
+
+    def shapes(self) -> dict[str, torch.Size]:
+        """The shapes of all tensors, from the files' headers."""
+        return {name: torch.Size(self._files[path].get_slice(name).get_shape()) for name, path in self._file_of.items()}
+
+    def _take_names(self, path: Path, index: Mapping[str, str]) -> None:
+        for name in self._files[path].keys():  # noqa: SIM118 - not a dict
+            if index.get(name, path.name) != path.name:
+                continue  # the index points to another file's
+            if name in self._file_of:
+                raise ModelError(f"{self._file_of[name].name} and {path.name} both hold {name!r}; remove one of them")
+            self._file_of[name] = path
+        said = self._files[path].metadata() or {}
+        self._same_as.update({name: kept for name, kept in said.items() if self._file_of.get(kept) == path})
+
+
+class Survey:
+    """Finds out which tensors of a model are missing, without reading any: those it hands out have shapes alone.
+
+    A missing tensor gets the shape that its like in another layer has; where there is none the survey ends.
+    """
+
+    def __init__(self, checkpoint: SafetensorsCheckpoint) -> None:
+        self._checkpoint = checkpoint
+        self._shapes = checkpoint.shapes()
+        self._alike = {layerless(name): shape for name, shape in self._shapes.items()}
+        self.missing: list[str] = []
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a tensor."""
+        return self._checkpoint.has(name)
+
+    def read(self, name: str) -> Tensor:
+        """A tensor without numbers. Raises ModelError where nobody knows its shape."""
+        if not self.has(name):
+            self.missing.append(name)
+        shape = self._shapes.get(name, self._alike.get(layerless(name)))
+        if shape is None:
+            raise MissingTensor([name])
+        return torch.empty(shape, device="meta")
 
 
 class DummyCheckpoint:
@@ -96,27 +165,18 @@ class DummyCheckpoint:
         return torch.empty(shape, device=self._device, dtype=self._dtype).normal_(std=0.02, generator=draw)
 
 
-def _weight_files(directory: Path) -> list[Path]:
-    index = directory / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{index.name} is not a safetensors index: {error}") from error
-        # A name with a path in it could point outside the model's directory.
-        if stray := [name for name in names if Path(name).name != name]:
-            raise ModelError(f"{index.name} names {stray[0]!r}, which is not a plain file name")
-        if missing := [name for name in names if not (directory / name).exists()]:
-            raise ModelError(f"{missing[0]} is named in {index.name} and does not exist; is the download complete?")
-        return [directory / name for name in names]
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise ModelError(f"{directory} holds no .safetensors file; only safetensors weights are served")
-    return files
+def layerless(name: str) -> str:
+    """A tensor's name with a star for every number: the same for its like in all layers."""
+    return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
 
 
-def _open(path: Path):  # type: ignore[no-untyped-def]  # noqa: ANN202 - safetensors ships no types
+def _open(path: Path) -> tuple[Any, int]:
+    """The file and the bytes of its tensors, which the package checked to lie gapless behind a header that fits."""
     try:
-        return safe_open(path, framework="pt", device="cpu")
-    except (SafetensorError, OSError, ValueError) as error:
+        with path.open("rb") as file:
+            header_bytes = int.from_bytes(file.read(8), "little")
+        return safe_open(path, framework="pt", device="cpu"), path.stat().st_size - 8 - header_bytes
+    except OSError as error:
+        raise ModelError(f"{path.name} cannot be read: {error.strerror or error}") from error
+    except (SafetensorError, ValueError) as error:
         raise ModelError(f"{path.name} is corrupt or truncated: {error}") from error
