@@ -1,8 +1,9 @@
-"""Random weights in a model's shapes, for measuring speed without a checkpoint (`--load-format dummy`).
+"""The tensors that a configuration asks for, and random ones in their place (`--load-format dummy`).
 
 Knows no layer of ours: transformers says which tensors an architecture has.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,9 +15,13 @@ from serving.weights.checkpoint import DummyCheckpoint
 
 def random_checkpoint(directory: Path, device: torch.device, dtype: torch.dtype) -> DummyCheckpoint:
     """A checkpoint for the config.json in `directory`; only shapes are taken, nothing is allocated before a read."""
+    return DummyCheckpoint(file_shapes(directory), device, dtype)
+
+
+def file_shapes(directory: Path) -> Mapping[str, torch.Size]:
+    """The name and shape of every tensor in the files of a model with the config.json in `directory`."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
         # What is in memory may be stacked and named otherwise than what lies in files.
         files = revert_weight_conversion(model, model.state_dict())
-    shapes = {name: tensor.shape for name, tensor in files.items()}
-    return DummyCheckpoint(shapes, device, dtype)
+    return {name: tensor.shape for name, tensor in files.items()}

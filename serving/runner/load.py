@@ -28,10 +28,10 @@ from serving.runner.inputs import MAX_GROUP_TOKENS, InputBuilder
 from serving.runner.memory import PeakMeter, available_bytes
 from serving.runner.model_runner import ModelRunner
 from serving.sampling.sampler import Sampler
-from serving.telemetry.progress import Progress
 from serving.tokenizer import Tokenizer
 from serving.weights.checkpoint import Checkpoint, MissingTensor, SafetensorsCheckpoint, Survey, layerless
 from serving.weights.model_config import ModelConfig
+from serving.weights.progress import Progress
 from serving.weights.weight_files import listed
 
 log = logging.getLogger("serving.runner")
@@ -112,10 +112,10 @@ def _build(
         dummy = import_module("serving.runner.dummy")
         build = builder(dummy.random_checkpoint(Path(options.model_dir), device, dtype))
         return architecture(config, build), build.built
-    with Progress("Loading weights") as progress:
-        weights = SafetensorsCheckpoint(Path(options.model_dir), on_read=progress.update)
-        progress.total_bytes = weights.total_bytes
-        build = builder(weights)
+    weights = SafetensorsCheckpoint(Path(options.model_dir))
+    build = builder(weights)
+    with Progress("Loading weights", weights.total_bytes) as progress:
+        weights.on_read = progress.add
         try:
             model = architecture(config, build)
         except MissingTensor as first:
@@ -129,6 +129,20 @@ def _build(
         kinds = sorted({layerless(name) for name in unread})
         log.warning("%d tensors of the checkpoint are not used: %s", len(unread), listed(kinds))
     return model, build.built
+
+
+def _shapes_at_odds(directory: Path) -> list[str]:
+    """The tensors that have another shape than a model with this configuration, as far as transformers knows it."""
+    try:
+        expected = import_module("serving.runner.dummy").file_shapes(directory)
+        found = SafetensorsCheckpoint(directory).shapes()
+    except Exception:  # what could not be explained better keeps its first explanation
+        return []
+    return [
+        f"{name} is {list(shape)} instead of {list(expected[name])}"
+        for name, shape in sorted(found.items())
+        if expected.get(name, shape) != shape
+    ]
 
 
 def _size_and_warm(
@@ -164,7 +178,8 @@ def _size_and_warm(
                 f"Not enough memory to handle {step_tokens} prefill tokens. "
                 "You need to decrease `--max-batch-prefill-tokens`"
             ) from error
-        raise ModelError(f"the weights do not fit config.json: {error}") from error
+        reason = listed(_shapes_at_odds(Path(options.model_dir))) or f"the first forward fails: {error}"
+        raise ModelError(f"the weights do not fit config.json: {reason}") from error
     activations = meter.peak_bytes()
     blocks = ranks.smallest(_block_count(options, built.kv_shapes, dtype, device, activations, longest))
     warm = runner(blocks)

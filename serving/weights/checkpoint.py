@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from serving.errors import ModelError
-from serving.weights.weight_files import INDEX, listed, weight_files
+from serving.weights.weight_files import INDEX, POINTER_START, listed, weight_files
 
 
 class MissingTensor(ModelError):
@@ -52,9 +52,9 @@ class SafetensorsCheckpoint:
 
     Args:
         directory: the checkpoint's directory.
-        on_read: called with the bytes of every tensor when it is first read, for a progress bar.
 
     Attributes:
+        on_read: called with the bytes of every tensor when it is first read, for a progress bar.
         total_bytes: of all tensors together.
 
     Raises:
@@ -62,8 +62,8 @@ class SafetensorsCheckpoint:
             the file.
     """
 
-    def __init__(self, directory: Path, on_read: Callable[[int], object] | None = None) -> None:
-        self._on_read = on_read
+    def __init__(self, directory: Path) -> None:
+        self.on_read: Callable[[int], object] | None = None
         self._files: dict[Path, Any] = {}
         self._file_of: dict[str, Path] = {}
         self._same_as: dict[str, str] = {}
@@ -92,8 +92,8 @@ class SafetensorsCheckpoint:
             tensor: Tensor = self._files[path].get_tensor(name)
         except (SafetensorError, OSError, RuntimeError) as error:
             raise ModelError(f"{path.name} cannot be read at {name!r}: {error}") from error
-        if name not in self._read and self._on_read is not None:
-            self._on_read(tensor.nbytes)
+        if name not in self._read and self.on_read is not None:
+            self.on_read(tensor.nbytes)
         self._read.add(name)
         return tensor
 
@@ -174,8 +174,10 @@ def _open(path: Path) -> tuple[Any, int]:
     """The file and the bytes of its tensors, which the package checked to lie gapless behind a header that fits."""
     try:
         with path.open("rb") as file:
-            header_bytes = int.from_bytes(file.read(8), "little")
-        return safe_open(path, framework="pt", device="cpu"), path.stat().st_size - 8 - header_bytes
+            start = file.read(8)
+        if start == POINTER_START:
+            raise ModelError(f"{path.name} is only a Git LFS pointer to the real file; `git lfs pull` fetches it")
+        return safe_open(path, framework="pt", device="cpu"), path.stat().st_size - 8 - int.from_bytes(start, "little")
     except OSError as error:
         raise ModelError(f"{path.name} cannot be read: {error.strerror or error}") from error
     except (SafetensorError, ValueError) as error:

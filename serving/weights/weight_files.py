@@ -13,6 +13,7 @@ from serving.errors import ModelError
 
 SINGLE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED_SUFFIXES = (".bin", ".pt", ".pth")  # which `weir convert` alone opens
+POINTER_START = b"version "  # how a file begins that stands for one in Git's large file storage
 # Words in the names of safetensors files that lie beside a model and are not its weights, or are them once more.
 _BESIDE = ("adapter", "training", "consolidated")
 _LISTED = 5  # how many names a message lists
@@ -21,18 +22,18 @@ _LISTED = 5  # how many names a message lists
 def weight_files(directory: Path) -> tuple[list[Path], Mapping[str, str]]:
     """The safetensors files, and their index where there is one: the file of every tensor.
 
-    In transformers' order: the single file, else what the index names, else whatever looks like weights.
+    What the index names, else the one file of the usual name, else whatever looks like weights.
 
     Raises:
         ModelError: there are none, or not all; the text says what is missing.
     """
-    if (directory / SINGLE_FILE).exists():
-        return [directory / SINGLE_FILE], {}
     if (directory / INDEX).exists():
         index = read_index(directory / INDEX)
         return [directory / file for file in sorted(set(index.values()))], index
+    if (directory / SINGLE_FILE).exists():
+        return [directory / SINGLE_FILE], {}
     files = sorted(directory.glob("*.safetensors"))
-    files = [path for path in files if not any(word in path.name for word in _BESIDE)] or files
+    files = [path for path in files if not is_beside(path.name)] or files
     if missing := numbered_parts([path.name for path in files]):
         raise ModelError(f"{directory} lacks {listed(missing)}; is the download complete?")
     if files:
@@ -43,6 +44,11 @@ def weight_files(directory: Path) -> tuple[list[Path], Mapping[str, str]]:
             f"`weir convert {shlex.quote(str(directory))}` writes them"
         )
     raise ModelError(f"{directory} holds no .safetensors file; only safetensors weights are served")
+
+
+def is_beside(name: str) -> bool:
+    """Whether a file lies beside a model's weights without being read with them."""
+    return any(word in name for word in _BESIDE)
 
 
 def listed(names: list[str]) -> str:

@@ -1,10 +1,12 @@
 """The runner in process, against transformers and against itself in other batches."""
 
 import json
+import re
 
 import pytest
 import torch
 from models.cases import CASES, randomized
+from safetensors.torch import load_file, save_file
 
 from serving.errors import ConfigurationError, ModelError
 from serving.plan import NewRow, Row, StepPlan
@@ -112,9 +114,9 @@ def test_too_little_memory_says_what_to_decrease(checkpoint):
 @pytest.mark.parametrize(
     ("key", "said", "lie", "message"),
     [
-        ("head_dim", 8, 10, r"do not fit config\.json"),
+        ("head_dim", 8, 10, r"q_proj\.weight is \[64, 64\] instead of \[80, 64\], .* and 7 more"),
         ("vocab_size", 131, 200, "has 131 rows, but config.json says vocab_size 200"),
-        ("num_hidden_layers", 3, 4, r"no tensor 'model\.layers\.3\."),
+        ("num_hidden_layers", 3, 4, r"lack 9 tensors of the model: model\.layers\.3\..* and 4 more;"),
     ],
 )
 def test_weights_that_do_not_fit_their_config_are_a_model_error(checkpoint, tmp_path, key, said, lie, message):
@@ -125,6 +127,33 @@ def test_weights_that_do_not_fit_their_config_are_a_model_error(checkpoint, tmp_
     (tmp_path / "config.json").write_text(json.dumps({**config, key: lie}))
     with pytest.raises(ModelError, match=message):
         load_runner(options(tmp_path))
+
+
+def test_all_tensors_that_are_missing_are_named_at_once(checkpoint, tmp_path):
+    for path in checkpoint.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(checkpoint / "model.safetensors")
+    gone = ["model.layers.0.self_attn.k_proj.weight", "model.layers.2.mlp.up_proj.weight", "model.norm.weight"]
+    save_file({k: v for k, v in tensors.items() if k not in gone}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match="lack 3 tensors of the model: " + ", ".join(map(re.escape, gone)) + ";"):
+        load_runner(options(tmp_path))
+    save_file({k: v for k, v in tensors.items() if k != "model.norm.weight"}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=r"lack tensor 'model\.norm\.weight'; do config\.json"):
+        load_runner(options(tmp_path))
+
+
+def test_unexpected_tensors_are_named_in_one_warning_alike_ones_once(checkpoint, tmp_path, caplog):
+    for path in checkpoint.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    stray = {f"model.layers.{i}.odd": torch.ones(2) for i in range(3)} | {
+        "x": torch.ones(2),
+        "lm_head.bias": torch.ones(3),
+    }
+    computed = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
+    save_file(load_file(checkpoint / "model.safetensors") | stray | computed, tmp_path / "model.safetensors")
+    load_runner(options(tmp_path))
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert record.getMessage() == "5 tensors of the checkpoint are not used: lm_head.bias, model.layers.*.odd, x"
 
 
 def test_an_unknown_architecture_names_those_that_are_served(checkpoint, tmp_path):
