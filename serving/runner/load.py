@@ -25,7 +25,7 @@ from serving.protocol import SamplingParams, Watermark
 from serving.runner.footprint import DEFAULT_STEP_TOKENS
 from serving.runner.frames import RunnerOptions
 from serving.runner.inputs import MAX_GROUP_TOKENS, InputBuilder
-from serving.runner.memory import PeakMeter, available_bytes
+from serving.runner.memory import PeakMeter, available_bytes, give_back_freed_memory
 from serving.runner.model_runner import ModelRunner
 from serving.sampling.sampler import Sampler
 from serving.tokenizer import Tokenizer
@@ -56,6 +56,7 @@ def load_runner(options: RunnerOptions, ranks: Ranks | None = None) -> ModelRunn
     device = choose_device(options, ranks.rank)
     dtype = _dtype(options.dtype, config, device)
     model, built = _build(options, config, device, dtype, ranks)
+    give_back_freed_memory()
     loaded = time.monotonic()
     runner = _size_and_warm(options, config, model, built, device, dtype, ranks)
     facts = runner.facts
@@ -114,7 +115,7 @@ def _build(
         return architecture(config, build), build.built
     weights = SafetensorsCheckpoint(Path(options.model_dir))
     build = builder(weights)
-    with Progress("Loading weights", weights.total_bytes) as progress:
+    with Progress("Loading weights", weights.total_bytes, shown=ranks.rank == 0) as progress:
         weights.on_read = progress.add
         try:
             model = architecture(config, build)
@@ -125,7 +126,8 @@ def _build(
                 architecture(config, builder(survey, torch.device("meta")))
             raise MissingTensor(survey.missing or [first.name]) from first
     # Old checkpoints carry computed buffers, tied ones a head that nobody reads.
-    if unread := [name for name in weights.unread() if not name.endswith(_NOT_WEIGHTS)]:
+    unread = [name for name in weights.unread() if not name.endswith(_NOT_WEIGHTS)]
+    if unread and ranks.rank == 0:
         kinds = sorted({layerless(name) for name in unread})
         log.warning("%d tensors of the checkpoint are not used: %s", len(unread), listed(kinds))
     return model, build.built

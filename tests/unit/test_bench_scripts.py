@@ -9,11 +9,11 @@ import time
 import pytest
 import torch
 
-from scripts import bench_engine, bench_linear, bench_server, bench_step
+from scripts import bench_engine, bench_linear, bench_server, bench_step, measure_loading
 from scripts.bench.client import Address, generate_stream
 from scripts.bench.report import percentile
 
-BENCHMARKS = [bench_step, bench_linear, bench_engine, bench_server]
+BENCHMARKS = [bench_step, bench_linear, bench_engine, bench_server, measure_loading]
 TOKENS = 4
 FIRST_TOKEN_S, GAP_S = 0.06, 0.02
 
@@ -136,6 +136,21 @@ def test_engine_gives_every_request_its_tokens_and_agrees_with_the_peer(capsys):
     # One near tie may fall the other way; another model, or a shifted position, agrees nowhere.
     assert small["agreement"] >= 0.5
     assert record["runner_peak_rss_mb"] > record["weight_mb"]
+
+
+def test_loading_is_watched_from_outside_rank_by_rank(tmp_path, capsys):
+    small = ["--size", "30", "--vocab", "512", "--cases", "float32", "ranks", "--directory", str(tmp_path)]
+    assert measure_loading.main(small) in (0, 1)  # what a process takes beside weights counts at this size
+    wide, first, second = last_line(capsys)["results"]
+    assert (wide["rank"], first["rank"], second["rank"]) == ("0 of 1", "0 of 2", "1 of 2")
+    assert wide["kept_mb"] == pytest.approx(15, rel=0.2), "float32 is kept in half its bytes"
+    assert first["kept_mb"] == second["kept_mb"] == pytest.approx(15, rel=0.2), "two ranks keep a half each"
+    for result in (wide, first, second):
+        assert result["peak_mb"] >= result["end_mb"] > result["kept_mb"]
+        assert result["samples"] > 10
+        assert result["allowed_mb"] == pytest.approx(1.1 * result["kept_mb"] + result["largest_tensor_mb"], rel=1e-3)
+        assert result["within"] == (result["peak_mb"] <= result["allowed_mb"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_server_times_first_tokens_and_gaps(stub, capsys):
