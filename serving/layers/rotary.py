@@ -39,6 +39,8 @@ class Rotary(nn.Module):
             self.frequencies, self.scale = make(size, rope, device)
         except KeyError as error:
             raise ModelError(f"config.json: rope_type {rope['rope_type']!r} needs {error.args[0]}") from error
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise ModelError(f"config.json: the numbers of rope_type {rope['rope_type']!r} fail: {error}") from error
 
     def forward(self, positions: Tensor, dtype: torch.dtype) -> Angles:
         """positions [tokens] -> cosines and sines, each [tokens, 1, size]; the first half of the sines negated."""

@@ -29,7 +29,8 @@ def keep_freed_memory() -> None:
     """Have malloc keep what a step frees for the next step.
 
     By default glibc gives large buffers back to the kernel at once, and every step pays again for the page faults of
-    getting them: half the time of a decoding step with 64 rows. Does nothing under another C library.
+    getting them: half the time of a decoding step with 64 rows. To be called when a model is loaded, which frees more
+    and larger buffers than any step. Does nothing under another C library.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -40,8 +41,8 @@ def keep_freed_memory() -> None:
 def give_back_freed_memory() -> None:
     """Have malloc give what is free now back to the kernel, whatever it was told to keep.
 
-    Loading frees a copy of every weight that is laid out anew, and the largest leave holes that no step fills again.
-    Does nothing under another C library.
+    Loading frees a copy of every weight that is laid out anew, which leaves holes that no step would fill again, and
+    that would hide as much of what a step takes from whoever measures it. Does nothing under another C library.
     """
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:

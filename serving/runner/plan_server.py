@@ -28,7 +28,6 @@ def serve(channel: socket.socket) -> int:
         start = msgspec.msgpack.decode(receive(channel), type=Start)
         options = start.options
         logs.configure(options.log_level, json_output=options.log_json)
-        keep_freed_memory()
         # Fewer than there are where OMP_NUM_THREADS says so.
         torch.set_num_threads(max(1, min(cpu_count() // options.rank_count, torch.get_num_threads())))
         try:
@@ -37,6 +36,7 @@ def serve(channel: socket.socket) -> int:
         except ConfigurationError as error:
             send(channel, Refused(str(error)))
             return 1
+        keep_freed_memory()
         send(channel, Ready(runner.facts))
         return _execute_plans(channel, runner, answers=ranks.rank == 0)
     except RunnerDied:

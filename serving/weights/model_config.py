@@ -4,6 +4,8 @@ Knows no tensor (the words side reads it too) and nothing that an operator said.
 """
 
 import json
+import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,7 +95,8 @@ class ModelConfig:
         local_rope: the same for layers with a window; equal to `rope` where the family makes no difference.
         rotary_dim: how much of a head is turned by its position.
         dtype: the checkpoint's own type name, such as "bfloat16"; `None` where it does not say.
-        eos_token_ids: the union of what `config.json` and `generation_config.json` say.
+        eos_token_ids: the union of what `config.json` and `generation_config.json` say, which the latter is read for
+            alone: its sampling parameters are no defaults here, as in TGI.
         said: all of `config.json`, for what one family alone has.
     """
 
@@ -164,15 +167,17 @@ class ModelConfig:
         if not model_type:
             raise ModelError(f"{directory.name}/config.json has no model_type")
         known = {**_under_one_name(_DEFAULTS.get(model_type, {})), **_under_one_name(said)}
-        return cls._of(known, model_type, _eos_ids(said) | _eos_ids(generation))
+        eos_token_ids = _eos_ids(said, "config.json") | _eos_ids(generation, generation_file.name)
+        return cls._of(known, model_type, eos_token_ids)
 
     @classmethod
     def _of(cls, said: Mapping[str, Any], model_type: str, eos_token_ids: frozenset[int]) -> Self:
         heads, hidden = _count(said, "num_attention_heads"), _count(said, "hidden_size")
         head_dim, rope = _count(said, "head_dim", hidden // heads), _rope(said, "full_attention")
+        vocab_size = _count(said, "vocab_size")
         return cls(
             model_type=model_type,
-            vocab_size=_count(said, "vocab_size"),
+            vocab_size=vocab_size,
             hidden_size=hidden,
             intermediate_size=_count(said, "intermediate_size", 4 * hidden),
             num_hidden_layers=_count(said, "num_hidden_layers"),
@@ -180,7 +185,7 @@ class ModelConfig:
             num_key_value_heads=_count(said, "num_key_value_heads", heads),
             head_dim=head_dim,
             max_position_embeddings=_count(said, "max_position_embeddings", 2048),
-            norm_eps=float(said.get("norm_eps", 1e-6)),
+            norm_eps=_positive(said, "norm_eps", 1e-6),
             hidden_act=_activation(said, model_type),
             tie_word_embeddings=bool(said.get("tie_word_embeddings", False)),
             attention_bias=bool(said.get("attention_bias", False)),
@@ -189,9 +194,10 @@ class ModelConfig:
             layer_types=_layer_types(said, model_type),
             rope=rope,
             local_rope=_rope(said, "sliding_attention"),
-            rotary_dim=int(head_dim * rope.get("partial_rotary_factor", 1.0)),
-            dtype=said.get("dtype") or said.get("torch_dtype"),
-            eos_token_ids=eos_token_ids,
+            rotary_dim=int(head_dim * min(1.0, _positive(rope, "partial_rotary_factor", 1.0))),
+            dtype=_dtype(said),
+            # Of an id that the model has no row for nothing would ever come.
+            eos_token_ids=frozenset(i for i in eos_token_ids if i < vocab_size),
             said=said,
         )
 
@@ -201,7 +207,7 @@ def _read_json(path: Path, hint: str = "") -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ModelError(f"{path} does not exist{hint}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path} does not hold a JSON object")
@@ -217,19 +223,47 @@ def _under_one_name(said: Mapping[str, Any]) -> dict[str, Any]:
     return known
 
 
-def _count(said: Mapping[str, Any], key: str, default: int | None = None) -> int:
+def _count(said: Mapping[str, Any], key: str, default: int | None = None, *, least: int = 1) -> int:
     value = said.get(key)
     if value is None:
         value = default
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
-        raise ModelError(f"config.json: {key} must be a positive integer, not {value!r}")
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
+        kind = "a positive integer" if least else "an integer from 0"
+        raise ModelError(f"config.json: {key} must be {kind}, not {reprlib.repr(value)}")
     return value
 
 
-def _eos_ids(said: Mapping[str, Any]) -> frozenset[int]:
+def _positive(said: Mapping[str, Any], key: str, default: float) -> float:
+    value = said.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise ModelError(f"config.json: {key} must be a positive number, not {reprlib.repr(value)}")
+    return value
+
+
+def _record(said: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = said.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise ModelError(f"config.json: {key} must be an object, not {reprlib.repr(value)}")
+    return dict(value or {})
+
+
+def _dtype(said: Mapping[str, Any]) -> str | None:
+    value = said.get("dtype") or said.get("torch_dtype")
+    if value is not None and not isinstance(value, str):
+        raise ModelError(f"config.json: dtype must be a type's name, not {reprlib.repr(value)}")
+    return value and value.removeprefix("torch.")
+
+
+def _eos_ids(said: Mapping[str, Any], file: str) -> frozenset[int]:
     value = said.get("eos_token_id")
+    if value is None:
+        return frozenset()
     ids = value if isinstance(value, list) else [value]
-    return frozenset(i for i in ids if isinstance(i, int) and i >= 0)
+    if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
+        raise ModelError(f"{file}: eos_token_id must be a token's id or a list of them, not {reprlib.repr(value)}")
+    return frozenset(ids)
 
 
 def _window(said: Mapping[str, Any], model_type: str) -> int | None:
@@ -241,16 +275,19 @@ def _window(said: Mapping[str, Any], model_type: str) -> int | None:
 
 def _layer_types(said: Mapping[str, Any], model_type: str) -> tuple[str, ...]:
     layers = _count(said, "num_hidden_layers")
-    types = tuple(said.get("layer_types") or ())
+    types = said.get("layer_types") or ()
+    if not isinstance(types, list | tuple) or not all(isinstance(kind, str) for kind in types):
+        raise ModelError(f"config.json: layer_types must be a list of names, not {reprlib.repr(types)}")
+    types = tuple(types)
     if types and len(types) != layers:
         raise ModelError(f"config.json: layer_types has {len(types)} entries for {layers} layers")
     if types:
         return types
     if model_type == "qwen2_moe":
-        upper = int(said.get("max_window_layers", 28))
+        upper = _count(said, "max_window_layers", 28, least=0)
         return tuple("full_attention" if i % 2 or i >= upper else "sliding_attention" for i in range(layers))
     if model_type in ("qwen2", "qwen3"):
-        full = min(int(said.get("max_window_layers", 28)), layers)
+        full = min(_count(said, "max_window_layers", 28, least=0), layers)
         return ("full_attention",) * full + ("sliding_attention",) * (layers - full)
     if said.get("sliding_window_pattern") is not None:
         every = _count(said, "sliding_window_pattern")
@@ -268,18 +305,18 @@ def _rope(said: Mapping[str, Any], layer_type: str) -> Mapping[str, Any]:
     """transformers 5 writes `rope_parameters`, one or one a layer type; before, `rope_theta` stood beside an optional
     `rope_scaling`, which never meant the layers that have a `rope_local_base_freq` of their own.
     """
-    theta, local_theta = said.get("rope_theta", 10000.0), said.get("rope_local_base_freq")
+    theta, local_theta = _positive(said, "rope_theta", 10000.0), said.get("rope_local_base_freq")
     local = layer_type == "sliding_attention" and local_theta is not None
-    rope = dict(said.get("rope_parameters") or ({} if local else said.get("rope_scaling")) or {})
+    rope = _record(said, "rope_parameters") or ({} if local else _record(said, "rope_scaling"))
     if layer_type in rope or "full_attention" in rope:
-        rope = dict(rope.get(layer_type) or {})
+        rope = _record(rope, layer_type)
     rope.setdefault("rope_type", rope.pop("type", "default"))
     if "short_factor" in rope:
         rope["rope_type"] = "longrope"  # which Phi-3 called "su", and even "yarn", at first
     rope.setdefault("rope_theta", local_theta if local else theta)
     rope.setdefault("partial_rotary_factor", said.get("partial_rotary_factor", 1.0))
     # Where a scaled type measures from: said beside the parameters, among them, or not at all.
-    rope.setdefault("max_position_embeddings", said.get("max_position_embeddings", 2048))
+    rope.setdefault("max_position_embeddings", _count(said, "max_position_embeddings", 2048))
     if (original := said.get("original_max_position_embeddings")) is not None:
         rope["original_max_position_embeddings"] = original
     rope.setdefault("original_max_position_embeddings", rope["max_position_embeddings"])

@@ -65,7 +65,7 @@ def read_index(path: Path) -> dict[str, str]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         index = {name: file for name, file in content.items() if isinstance(file, str)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path.name} is not an index of weights: {type(error).__name__}: {error}") from error
     if not index or len(index) != len(content):
         raise ModelError(f"{path.name} is not an index of weights: it should name a file for every tensor")

@@ -73,3 +73,9 @@ def test_pairs_and_parts_are_the_same_turn_in_another_order(dtype):
     part = make_partial_rotation(CPU, dtype, 8)(x, angles)
     assert torch.equal(part[..., 8:], x[..., 8:])
     assert torch.allclose(part[..., :8].float(), rotate(x[..., :8], angles).float(), atol=5e-2)
+
+
+@pytest.mark.parametrize("factor", ["x", None, [4.0], 0])
+def test_numbers_of_a_type_that_make_no_sense_are_a_model_error(factor):
+    with pytest.raises(ModelError, match="the numbers of rope_type 'linear' fail"):
+        Rotary(SIZE, {"rope_type": "linear", "rope_theta": 1e4, "factor": factor}, CPU)

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -61,9 +62,61 @@ def test_a_number_that_one_family_has_is_named_where_it_is_none(tmp_path):
     assert config.optional_number("cap") is None
 
 
-def test_end_of_sequence_ids_are_the_union_of_both_files(tmp_path):
-    assert load(tmp_path, {**LLAMA, "eos_token_id": 2}, {"eos_token_id": [3, 4]}).eos_token_ids == {2, 3, 4}
-    assert load(tmp_path, {**LLAMA, "eos_token_id": None}, {}).eos_token_ids == frozenset()
+@pytest.mark.parametrize(
+    ("config", "generation", "ids"),
+    [
+        ({"eos_token_id": 2}, None, {2}),
+        ({"eos_token_id": [2, 3]}, None, {2, 3}),
+        ({}, {"eos_token_id": 4}, {4}),
+        ({"eos_token_id": 2}, {"eos_token_id": [3, 4]}, {2, 3, 4}),
+        ({"eos_token_id": None}, {}, set()),
+        ({"eos_token_id": []}, {"eos_token_id": None}, set()),
+        ({"eos_token_id": [2, 10, 11]}, {"eos_token_id": 1 << 40}, {2}),  # of ten tokens
+    ],
+)
+def test_end_of_sequence_ids_are_the_union_of_both_files(tmp_path, config, generation, ids):
+    assert load(tmp_path, {**LLAMA, **config}, generation).eos_token_ids == ids
+
+
+@pytest.mark.parametrize("value", ["</s>", 2.0, -1, True, [2, None], [2, -1], [2.5], ["2"], [[2]], {"id": 2}])
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_an_end_of_sequence_id_that_is_none_is_named_with_its_file(tmp_path, value, file):
+    said = {"eos_token_id": value}
+    config, generation = ({**LLAMA, **said}, {}) if file == "config.json" else (LLAMA, said)
+    with pytest.raises(ModelError, match=f"^{re.escape(file)}: eos_token_id must be a token's id or a list of them"):
+        load(tmp_path, config, generation)
+
+
+def test_sampling_parameters_of_generation_config_are_no_defaults(tmp_path):
+    sampling = {"temperature": 0.1, "top_k": 3, "do_sample": True, "max_length": 5, "repetition_penalty": 2.0}
+    assert load(tmp_path, LLAMA, sampling) == load(tmp_path, LLAMA, {})
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "linear", "factor": 4.0},
+        {"rope_type": "dynamic", "factor": 4.0},
+        {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+        {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64},
+    ],
+)
+def test_a_rope_scaling_changes_nothing_about_the_positions_that_the_file_says(tmp_path, scaling):
+    for key in ("rope_scaling", "rope_parameters"):
+        assert load(tmp_path, {**LLAMA, "max_position_embeddings": 256, key: scaling}).max_position_embeddings == 256
+
+
+def test_positions_that_are_not_said_are_the_familys(tmp_path):
+    assert load(tmp_path, LLAMA).max_position_embeddings == 2048
+    assert load(tmp_path, {**LLAMA, "max_position_embeddings": None}).max_position_embeddings == 2048
+    assert load(tmp_path, {**LLAMA, "model_type": "qwen3"}).max_position_embeddings == 32768
+
+
+@pytest.mark.parametrize(("said", "name"), [("torch.bfloat16", "bfloat16"), ("float16", "float16"), (None, None)])
+def test_a_type_goes_by_either_key_and_name(tmp_path, said, name):
+    assert (
+        load(tmp_path, {**LLAMA, "torch_dtype": said}).dtype == load(tmp_path, {**LLAMA, "dtype": said}).dtype == name
+    )
 
 
 def test_qwen_windows_are_off_unless_switched_on(tmp_path):
@@ -82,6 +135,24 @@ def test_qwen_windows_are_off_unless_switched_on(tmp_path):
         ({"num_attention_heads": 1 << 40}, "num_attention_heads"),
         ({"model_type": ""}, "model_type"),
         ({"layer_types": ["full_attention"]}, "layer_types"),
+        ({"layer_types": "full_attention"}, "layer_types"),
+        ({"layer_types": [1, 2]}, "layer_types"),
+        ({"vocab_size": 0}, "vocab_size must be a positive integer, not 0"),
+        ({"vocab_size": 10.0}, "vocab_size"),
+        ({"vocab_size": True}, "vocab_size"),
+        ({"num_attention_heads": 16}, "head_dim must be a positive integer, not 0"),
+        ({"max_position_embeddings": "many"}, "max_position_embeddings"),
+        ({"max_position_embeddings": 1e30}, "max_position_embeddings"),
+        ({"rms_norm_eps": "1e-6"}, "norm_eps must be a positive number"),
+        ({"rms_norm_eps": float("nan")}, "norm_eps"),
+        ({"rope_theta": 0}, "rope_theta"),
+        ({"rope_scaling": "yarn"}, "rope_scaling must be an object"),
+        ({"rope_parameters": [1]}, "rope_parameters must be an object"),
+        ({"rope_parameters": {"full_attention": 3}}, "full_attention must be an object"),
+        ({"partial_rotary_factor": "half"}, "partial_rotary_factor"),
+        ({"dtype": {"text": "float16"}}, "dtype must be a type's name"),
+        ({"model_type": "qwen2", "max_window_layers": -1}, "max_window_layers must be an integer from 0"),
+        ({"vocab_size": [0] * 10_000}, r"not \[0, 0, 0, 0, 0, 0, \.\.\.\]"),
     ],
 )
 def test_a_senseless_value_is_named(tmp_path, change, named):
@@ -95,6 +166,9 @@ def test_missing_and_broken_files_are_named(tmp_path):
     with pytest.raises(ModelError, match=r"config\.json does not exist"):
         ModelConfig.load(tmp_path)
     (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config\.json cannot be read"):
+        ModelConfig.load(tmp_path)
+    (tmp_path / "config.json").write_text('{"a":' * 100_000)
     with pytest.raises(ModelError, match=r"config\.json cannot be read"):
         ModelConfig.load(tmp_path)
     (tmp_path / "config.json").write_text("[]")
