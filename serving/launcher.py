@@ -27,8 +27,6 @@ DEMO_MODEL = Path(__file__).parent / "demo_model"
 SAGEMAKER_MODEL = Path("/opt/ml/model")
 SHARED_MEMORY = Path("/dev/shm")
 
-CONVERT, CONVERTER = "convert", "serving.weights.convert"  # which imports torch; this process must not
-
 BAD_USAGE = 2
 CANNOT_START = 1
 
@@ -49,12 +47,7 @@ class ModelChoice:
 
 
 def launch(argv: Sequence[str], environ: Mapping[str, str]) -> int:
-    """Become gunicorn, or after the word `convert` the converter of weights.
-
-    Returns an exit code only where that cannot be, after one line on standard error.
-    """
-    if argv and argv[0] == CONVERT:
-        os.execve(sys.executable, [sys.executable, "-m", CONVERTER, *argv[1:]], dict(environ))
+    """Become gunicorn. Returns an exit code only where that cannot be, after one line on standard error."""
     try:
         settings = Settings.resolve(argv, environ)
     except click.exceptions.Exit as answered:

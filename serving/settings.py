@@ -423,7 +423,7 @@ def _parse(argv: Sequence[str]) -> dict[str, str | tuple[str, ...] | None]:
         "weir",
         params=[*options, *click.version_option(__version__, prog_name="weir")(click.Command(None)).params],
         help="Serve a text-generation model. `weir serve` follows SageMaker's rules for port and shutdown; "
-        "`weir convert` turns .bin weights into safetensors (`weir convert --help`). "
+        "`weir plan` says what a model needs, `weir convert` turns .bin weights into safetensors. "
         "A flag wins over its variable; any value may be @/path/to/a/file that holds it.",
         context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 120},
     )

@@ -16,6 +16,14 @@ from torch import Tensor
 from serving.errors import ModelError
 from serving.weights.weight_files import INDEX, POINTER_START, listed, weight_files
 
+# What safetensors calls the types that it can hold and torch can.
+DTYPES: Mapping[str, torch.dtype] = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
+    "I16": torch.int16, "I8": torch.int8, "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16,
+    "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
 
 class MissingTensor(ModelError):
     """A model asked for a tensor that the checkpoint does not have.

@@ -1,7 +1,7 @@
 """`weir convert`: a pickled checkpoint (`.bin`, `.pt`) becomes safetensors.
 
-Runs in a process of its own, `python -m serving.weights.convert`, and nothing imports it: the one place that unpickles
-(tensors alone, `weights_only`). Knows no model and no server.
+A process of its own that no server starts or imports: the one place that unpickles (tensors alone, `weights_only`).
+Knows no model.
 """
 
 import json
@@ -11,7 +11,7 @@ import shutil
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from serving.errors import ModelError
 from serving.telemetry import logs
+from serving.weights.checkpoint import DTYPES
 from serving.weights.progress import Progress
 from serving.weights.weight_files import (
     INDEX,
@@ -44,15 +45,10 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 _COPIED_SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".vocab", ".bpe", ".spm", ".py", ".md", "")
 # Where an embedding and a head are one tensor, the head's name goes.
 _HEADS = ("lm_head", "embed_out")
-_DTYPES: Mapping[torch.dtype, str] = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.int64: "I64", torch.int32: "I32",
-    torch.int16: "I16", torch.int8: "I8", torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16",
-    torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
+_DTYPES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-@click.command("weir convert", context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 120})
+@click.command(context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 120})
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.argument("target", type=click.Path(file_okay=False, path_type=Path), required=False)
 @click.option("--force", is_flag=True, help="Overwrite what is in TARGET under the names that are written.")
@@ -68,12 +64,10 @@ def command(source: Path, target: Path | None, force: bool) -> None:
     click.echo(f"Wrote {listed([path.name for path in written])} to {written[0].parent}")
 
 
-def main() -> int:
-    """Convert what the command line says. Returns the exit code; errors are one line on standard error."""
+def main(arguments: Sequence[str]) -> int:
+    """Run the command. Returns its exit code; errors are one line on standard error."""
     try:
-        command(standalone_mode=False)
-    except click.exceptions.Exit as answered:
-        return answered.exit_code
+        command.main(list(arguments), prog_name="weir convert", standalone_mode=False)
     except click.Abort:
         click.echo("Error: interrupted; nothing was written", err=True)
         return INTERRUPTED
@@ -334,7 +328,3 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def _leave(number: int, frame: object) -> NoReturn:
     sys.exit(TERMINATED)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,12 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError, Off
 from torch import Tensor
 
 from serving.errors import ModelError
-
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
+from serving.weights.checkpoint import DTYPES, MissingTensor
 
 
 class HeaderCheckpoint:
@@ -37,11 +32,11 @@ class HeaderCheckpoint:
     def read(self, name: str) -> Tensor:
         """See `Checkpoint`. The tensor is on the device without memory. Raises ModelError."""
         if name not in self._shapes:
-            raise ModelError(f"the weights hold no tensor {name!r}; do config.json and the weights belong together?")
+            raise MissingTensor([name])
         dtype, shape = self._shapes[name]
-        if dtype not in _DTYPES:
+        if dtype not in DTYPES:
             raise ModelError(f"the type {dtype} of {name!r} is not known")
-        return torch.empty(shape, dtype=_DTYPES[dtype], device="meta")
+        return torch.empty(shape, dtype=DTYPES[dtype], device="meta")
 
 
 def read_headers(model_id: str, revision: str | None) -> tuple[Path, HeaderCheckpoint]:

@@ -5,7 +5,6 @@ import json
 import os
 import socket
 import sys
-from importlib.util import find_spec
 
 import pytest
 
@@ -82,14 +81,6 @@ def test_it_becomes_gunicorn_and_hands_the_settings_on(became, tmp_path, capsys)
     assert [line.split()[1] for line in lines] == ["WARN", "INFO"]
     assert "HF_TASK" in lines[0]
     assert str(tmp_path) in lines[1]
-
-
-def test_after_convert_it_becomes_the_converter(became):
-    launch(["convert", "a b", "--force"], {"PATH": "/bin"})  # goes on here, where a real process would be another
-    program, arguments, environ = became[0]
-    assert arguments == [program, "-m", "serving.weights.convert", "a b", "--force"]
-    assert environ == {"PATH": "/bin"}
-    assert find_spec(arguments[2]) is not None
 
 
 def test_the_runtime_environment_is_told_when_asked_for(became, tmp_path, capsys):

