@@ -6,6 +6,7 @@ Knows no torch, no Flask and no model; it is gone before the first request comes
 import dataclasses
 import errno
 import importlib.metadata
+import itertools
 import json
 import logging
 import os
@@ -89,6 +90,47 @@ def choose_model(model_id: str | None, sagemaker_model: Path) -> ModelChoice:
     if (sagemaker_model / "config.json").is_file():
         return ModelChoice(sagemaker_model, "which was found there (no --model-id was given)")
     return ModelChoice(DEMO_MODEL, "the demo model (no --model-id was given)")
+
+
+def shard_count(
+    sharded: bool | None, num_shard: int | None, environ: Mapping[str, str], devices: Path = Path("/dev")
+) -> int:
+    """How many devices share the model out: what was said, else all GPUs that this process may use, else one.
+
+    Args:
+        sharded: whether several have to; `None` leaves it open.
+        num_shard: how many, where that was said.
+        environ: whose CUDA_VISIBLE_DEVICES or else NVIDIA_VISIBLE_DEVICES says which GPUs may be used.
+        devices: holds a file for every GPU that there is.
+
+    Raises:
+        ConfigurationError: several have to, and there is one or none.
+    """
+    if num_shard is not None:
+        if sharded and num_shard <= 1:
+            raise ConfigurationError("`sharded` is true but `num_shard` <= 1")
+        return num_shard
+    if sharded is False:
+        return 1
+    count = _usable_gpus(environ, devices)
+    if sharded and count <= 1:
+        raise ConfigurationError(
+            f"`sharded` is true but only found {count} CUDA devices; give --num-shard where they are not found"
+        )
+    return max(1, count)
+
+
+def _usable_gpus(environ: Mapping[str, str], devices: Path) -> int:
+    there = sum(path.name.removeprefix("nvidia").isdigit() for path in devices.glob("nvidia*"))
+    said = environ.get("CUDA_VISIBLE_DEVICES")
+    if said is None:
+        said = environ.get("NVIDIA_VISIBLE_DEVICES", "all")
+        # "void" and "all" are what images say for themselves; the container's runtime decides what is there.
+        if said in ("all", "void", ""):
+            return there
+    # As in CUDA, nothing counts from the first one on that is none.
+    names = list(itertools.takewhile(lambda name: name and name != "-1", (name.strip() for name in said.split(","))))
+    return min(len(names), there)
 
 
 def check_address(host: str, port: int) -> None:

@@ -114,6 +114,11 @@ class ModelFacts(Struct, frozen=True, kw_only=True, array_like=True):
     kv_bytes: int
     rank_count: int = 1
 
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens whose keys and values there is room for."""
+        return (self.block_count - 1) * self.block_size
+
 
 class Runner(Protocol):
     """One device (or N that act as one) with a loaded model.

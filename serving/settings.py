@@ -48,6 +48,12 @@ VARIABLES_WITHOUT_EFFECT = (
     "USE_FLASH_ATTENTION",
 )
 
+# What TGI's launcher refuses at the start when both are said.
+_ORDERED = (
+    ("max_total_tokens", "max_batch_total_tokens"),
+    ("max_batch_prefill_tokens", "max_batch_total_tokens"),
+)
+
 SERVE = "serve"  # the word that SageMaker starts a container with
 SERVE_PORT = 8080
 SERVE_PORT_VARIABLE = "SAGEMAKER_BIND_TO_PORT"
@@ -254,6 +260,10 @@ class Settings:
             (settings.max_input_tokens or 0) < (settings.max_total_tokens or 0)
         ):
             raise ConfigurationError("`max_input_tokens` must be < `max_total_tokens`")
+        for less, more in _ORDERED:
+            small, large = getattr(settings, less), getattr(settings, more)
+            if None not in (small, large) and small > large:
+                raise ConfigurationError(f"`{less}` must be <= `{more}`. Given: {small} and {large}")
         if settings.api_key is not None and not settings.api_keys:
             raise ConfigurationError("`api_key` holds no key; everybody could call.")
         return settings

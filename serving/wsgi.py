@@ -99,8 +99,7 @@ def load(directory: Path, settings: Settings, metrics: Metrics) -> tuple[Engine,
     tokenizer = Tokenizer.load(directory)
     config_path = Path(settings.tokenizer_config_path) if settings.tokenizer_config_path else None
     chat_template = ChatTemplate.load(directory, tokenizer, config_path, settings.chat_template)
-    own_eos = {tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()
-    eos_token_ids = config.eos_token_ids | own_eos
+    eos_token_ids = end_of_sequence_ids(config, tokenizer)
     options = runner_options(directory, settings, eos_token_ids)
     grammars = None
     if not settings.disable_grammar_support:
@@ -142,6 +141,12 @@ def load(directory: Path, settings: Settings, metrics: Metrics) -> tuple[Engine,
     return engine, start_runner, validator
 
 
+def end_of_sequence_ids(config: ModelConfig, tokenizer: Tokenizer) -> frozenset[int]:
+    """Every id that ends a text: those of config.json and generation_config.json, and the tokenizer's own."""
+    own = tokenizer.eos_token_id
+    return config.eos_token_ids | ({own} if own is not None and own < config.vocab_size else set())
+
+
 def runner_options(directory: Path, settings: Settings, eos_token_ids: Iterable[int] = ()) -> RunnerOptions:
     """What the device process is told of the settings."""
     return RunnerOptions(
@@ -168,7 +173,7 @@ def derive_limits(settings: Settings, facts: ModelFacts, model_max_length: int |
     Raises:
         ConfigurationError: what was said does not fit the device, or is at odds with itself.
     """
-    kv_tokens = (facts.block_count - 1) * facts.block_size
+    kv_tokens = facts.kv_tokens
     if settings.max_total_tokens is not None and settings.max_total_tokens > kv_tokens:
         raise ConfigurationError(
             f"Not enough memory to handle `max_total_tokens={settings.max_total_tokens}`: the KV cache holds "

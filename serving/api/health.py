@@ -58,7 +58,11 @@ class Health:
             model_device_type="cpu" if facts.device == "cpu" else "cuda",
             max_batch_size=facts.max_rows,
             max_batch_prefill_tokens=facts.max_step_tokens,
-            max_batch_total_tokens=(facts.block_count - 1) * facts.block_size,
+            max_batch_total_tokens=facts.kv_tokens,
+            max_position_embeddings=facts.max_position,
+            num_shard=facts.rank_count,
+            weight_bytes=facts.weight_bytes,
+            kv_cache_bytes=facts.kv_bytes,
         )
         return Response(msgspec.json.encode(info), content_type="application/json")
 

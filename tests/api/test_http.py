@@ -107,6 +107,10 @@ def test_info_has_the_original_keys_then_ours(client):
         ("max_batch_size", 64),
         ("max_batch_prefill_tokens", 512),
         ("max_batch_total_tokens", 4092),
+        ("max_position_embeddings", 4096),
+        ("num_shard", 1),
+        ("weight_bytes", 0),
+        ("kv_cache_bytes", 4 * 1024 * 8),
     ]
 
 

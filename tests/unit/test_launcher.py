@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from serving.errors import ConfigurationError
-from serving.launcher import DEMO_MODEL, check_address, choose_model, gunicorn_arguments, launch
+from serving.launcher import DEMO_MODEL, check_address, choose_model, gunicorn_arguments, launch, shard_count
 from serving.settings import Settings
 
 
@@ -36,6 +36,53 @@ def test_a_hub_id_is_refused_with_what_to_do_instead(tmp_path):
     with pytest.raises(ConfigurationError, match="not served yet") as error:
         choose_model("org/model", tmp_path)
     assert "--model-id" in str(error.value)
+
+
+@pytest.fixture
+def four_gpus(tmp_path):
+    for name in ("nvidia0", "nvidia1", "nvidia2", "nvidia3", "nvidiactl", "nvidia-uvm", "nvidia-caps", "null"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("environ", "count"),
+    [
+        ({}, 4),
+        ({"NVIDIA_VISIBLE_DEVICES": "all"}, 4),
+        ({"NVIDIA_VISIBLE_DEVICES": "void"}, 4),
+        ({"NVIDIA_VISIBLE_DEVICES": "0,2,3"}, 3),
+        ({"CUDA_VISIBLE_DEVICES": "1,2"}, 2),
+        ({"CUDA_VISIBLE_DEVICES": "1,2", "NVIDIA_VISIBLE_DEVICES": "all"}, 2),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-5c89, GPU-77aa"}, 2),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 1),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, 1),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,-1,2"}, 2),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"}, 4),
+        ({"SM_NUM_GPUS": "2"}, 4),  # a setting's name: Settings reads it
+    ],
+)
+def test_unsaid_the_model_is_shared_out_over_the_gpus_that_may_be_used(four_gpus, environ, count):
+    assert shard_count(None, None, environ, four_gpus) == count
+    assert shard_count(False, None, environ, four_gpus) == 1
+
+
+@pytest.mark.parametrize(("sharded", "num_shard"), [(None, 3), (False, 3), (True, 3), (None, 1), (False, 1)])
+def test_a_number_of_shards_that_was_said_holds(four_gpus, sharded, num_shard):
+    assert shard_count(sharded, num_shard, {"CUDA_VISIBLE_DEVICES": "0"}, four_gpus) == num_shard
+
+
+def test_without_a_gpu_one_device_has_the_whole_model(tmp_path):
+    for environ in ({}, {"NVIDIA_VISIBLE_DEVICES": "all"}, {"CUDA_VISIBLE_DEVICES": "0,1"}):
+        assert shard_count(None, None, environ, tmp_path) == 1
+
+
+def test_sharding_over_one_device_is_refused(four_gpus, tmp_path):
+    with pytest.raises(ConfigurationError, match="`sharded` is true but `num_shard` <= 1"):
+        shard_count(True, 1, {}, four_gpus)
+    with pytest.raises(ConfigurationError, match="`sharded` is true but only found 1 CUDA devices"):
+        shard_count(True, None, {"CUDA_VISIBLE_DEVICES": "2"}, four_gpus)
+    assert shard_count(True, None, {}, four_gpus) == 4
 
 
 def test_a_busy_port_is_refused():

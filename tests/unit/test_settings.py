@@ -204,6 +204,14 @@ def test_a_file_of_keys_without_a_key_opens_nothing(tmp_path, content):
         (["--kv-cache-memory", "much"], "not a size"),
         (["--cuda-graphs", "1,x"], "'x' is not a valid integer"),
         (["--max-input-tokens", "9", "--max-total-tokens", "9"], "`max_input_tokens` must be < `max_total_tokens`"),
+        (
+            ["--max-total-tokens", "9", "--max-batch-total-tokens", "8"],
+            "`max_total_tokens` must be <= `max_batch_total_tokens`. Given: 9 and 8",
+        ),
+        (
+            ["--max-batch-prefill-tokens", "9", "--max-batch-total-tokens", "8"],
+            "`max_batch_prefill_tokens` must be <= `max_batch_total_tokens`. Given: 9 and 8",
+        ),
         (["train"], "train"),
     ],
 )
@@ -256,6 +264,9 @@ def _values(entry: Entry) -> st.SearchStrategy:
 
 @given(st.fixed_dictionaries({entry.name: _values(entry) for entry in entries() if entry.variable}))
 def test_the_environment_makes_the_same_settings_again(values):
+    if values["max_batch_total_tokens"] is not None:
+        smaller = (values["max_total_tokens"] or 1, values["max_batch_prefill_tokens"] or 1)
+        values["max_batch_total_tokens"] = max(values["max_batch_total_tokens"], 2, *smaller)
     if None not in (values["max_input_tokens"], values["max_total_tokens"]):
         values["max_total_tokens"] = max(2, values["max_total_tokens"])
         values["max_input_tokens"] = min(values["max_input_tokens"], values["max_total_tokens"] - 1)

@@ -188,6 +188,10 @@ class Info(Struct, frozen=True, kw_only=True):
     max_batch_size: int
     max_batch_prefill_tokens: int
     max_batch_total_tokens: int
+    max_position_embeddings: int
+    num_shard: int
+    weight_bytes: int
+    kv_cache_bytes: int
 
 
 class ErrorBody(Struct, frozen=True):
