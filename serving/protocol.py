@@ -227,3 +227,15 @@ class StepStats(Struct, frozen=True, kw_only=True):
     skipped: tuple[int, ...] = ()
     gaps: tuple[tuple[float, int], ...] = ()
     failed: bool = False
+
+
+class Origin(Struct, frozen=True, kw_only=True):
+    """What a hub told of the loaded model; nothing of one that lies in a directory.
+
+    Attributes:
+        sha: the commit that was fetched.
+        pipeline_tag: what the hub says the model is for.
+    """
+
+    sha: str | None = None
+    pipeline_tag: str | None = None

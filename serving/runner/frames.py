@@ -24,6 +24,7 @@ class RunnerOptions(Struct, frozen=True, kw_only=True):
 
     Attributes:
         model_dir: a directory with config.json and safetensors.
+        adapter_dir: a directory with an adapter that is merged into them.
         dtype: "float16", "bfloat16" or "float32".
         device: "auto", "cpu" or "cuda".
         load_format: "auto" reads the weights, "dummy" draws random ones on the device from config.json alone.
@@ -38,6 +39,7 @@ class RunnerOptions(Struct, frozen=True, kw_only=True):
     """
 
     model_dir: str
+    adapter_dir: str | None = None
     dtype: str | None = None
     device: str = "auto"
     load_format: str = "auto"

@@ -29,8 +29,10 @@ from serving.runner.memory import PeakMeter, available_bytes, give_back_freed_me
 from serving.runner.model_runner import ModelRunner
 from serving.sampling.sampler import Sampler
 from serving.tokenizer import Tokenizer
+from serving.weights.adapters import MergedCheckpoint
 from serving.weights.checkpoint import Checkpoint, MissingTensor, SafetensorsCheckpoint, Survey, layerless
 from serving.weights.model_config import ModelConfig
+from serving.weights.model_files import tokenizer_directory
 from serving.weights.progress import Progress
 from serving.weights.weight_files import listed
 
@@ -114,7 +116,8 @@ def _build(
         build = builder(dummy.random_checkpoint(Path(options.model_dir), device, dtype))
         return architecture(config, build), build.built
     weights = SafetensorsCheckpoint(Path(options.model_dir))
-    build = builder(weights)
+    merged = MergedCheckpoint(weights, Path(options.adapter_dir)) if options.adapter_dir else None
+    build = builder(merged or weights)
     with Progress("Loading weights", weights.total_bytes, shown=ranks.rank == 0) as progress:
         weights.on_read = progress.add
         try:
@@ -125,6 +128,8 @@ def _build(
             with contextlib.suppress(Exception):
                 architecture(config, builder(survey, torch.device("meta")))
             raise MissingTensor(survey.missing or [first.name]) from first
+    if merged is not None:
+        merged.check_all_used()
     # Old checkpoints carry computed buffers, tied ones a head that nobody reads.
     unread = [name for name in weights.unread() if not name.endswith(_NOT_WEIGHTS)]
     if unread and ranks.rank == 0:
@@ -193,7 +198,7 @@ def _grammar_compiler(options: RunnerOptions, config: ModelConfig) -> GrammarCom
     if not options.grammars:
         return None
     try:
-        tokenizer_json = Tokenizer.load(Path(options.model_dir)).to_json()
+        tokenizer_json = Tokenizer.load(tokenizer_directory(options.model_dir, options.adapter_dir)).to_json()
         return GrammarCompiler(tokenizer_json, vocab_size=config.vocab_size, eos_token_ids=options.eos_token_ids)
     except ModelError as error:
         log.warning("no grammars: %s", error)

@@ -1,0 +1,90 @@
+"""What a PEFT adapter says of itself: `adapter_config.json`, read once into a frozen record.
+
+Knows no tensor. What could change the model in a way that is not known here is refused.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from serving.errors import ModelError
+from serving.weights.model_files import ADAPTER_CONFIG
+
+# What changes nothing in how a finished adapter is applied, or is read below, or is told by the tensors' names.
+_UNDERSTOOD = frozenset({
+    "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying", "eva_config",
+    "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
+    "layers_to_transform", "loftq_config", "lora_alpha", "lora_dropout", "lora_ga_config", "megatron_config",
+    "megatron_core", "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern",
+    "alpha_pattern", "revision", "runtime_config", "target_modules", "task_type", "use_rslora",
+})  # fmt: skip
+# Those that leave the base as it was; the others (pissa, olora, corda, loftq, ...) change it before training.
+_INNOCENT_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+_ADVICE = "merge it with peft's merge_and_unload and serve the result"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterConfig:
+    """A LoRA adapter that can be merged (Hu et al. 2021, arXiv:2106.09685).
+
+    Attributes:
+        base: the model that it changes: a directory, or a model of the hub.
+        revision: the base's, where it matters.
+        fan_in_fan_out: whether the base keeps its matrices as [in, out].
+    """
+
+    base: str
+    revision: str | None
+    fan_in_fan_out: bool
+    alpha: float
+    rank_stabilized: bool
+    alphas: Mapping[str, float] = field(hash=False)
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read an adapter's directory. Raises ModelError where it is broken or cannot be merged."""
+        path = directory / ADAPTER_CONFIG
+        try:
+            said = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path} cannot be read: {error}") from error
+        if not isinstance(said, dict):
+            raise ModelError(f"{path} does not hold a JSON object")
+        _check(said)
+        base = said.get("base_model_name_or_path")
+        if not isinstance(base, str) or not base:
+            raise ModelError(f"{ADAPTER_CONFIG} names no base model; add it as base_model_name_or_path")
+        try:
+            return cls(
+                base=base,
+                revision=said.get("revision") or None,
+                fan_in_fan_out=bool(said.get("fan_in_fan_out")),
+                alpha=float(said.get("lora_alpha", 8)),
+                rank_stabilized=bool(said.get("use_rslora")),
+                alphas={str(name): float(alpha) for name, alpha in (said.get("alpha_pattern") or {}).items()},
+            )
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ModelError(f"{ADAPTER_CONFIG} is broken: {error}") from error
+
+    def scale(self, module: str, rank: int) -> float:
+        """The factor of B @ A for a module, `alpha / r`, or `alpha / sqrt(r)` (Kalajdzievski 2023, arXiv:2312.03732).
+
+        A key of `alpha_pattern` is a regular expression that the end of the module's name has to match.
+        """
+        found = (alpha for key, alpha in self.alphas.items() if re.match(rf"(.*\.)?({key})$", module))
+        return next(found, self.alpha) / (math.sqrt(rank) if self.rank_stabilized else rank)
+
+
+def _check(said: Mapping[str, Any]) -> None:
+    kind = said.get("peft_type")
+    if kind != "LORA":
+        raise ModelError(f"the adapter is of the kind {kind!r}; only LORA is merged while loading: {_ADVICE}")
+    if unknown := sorted(key for key, value in said.items() if value and key not in _UNDERSTOOD):
+        raise ModelError(f"the adapter has {unknown[0]}, which is not merged while loading: {_ADVICE}")
+    start = said.get("init_lora_weights")
+    if (start.lower() if isinstance(start, str) else start) not in _INNOCENT_STARTS:
+        raise ModelError(f"the adapter started as {start!r}, which changes its base as well: {_ADVICE}")
