@@ -10,7 +10,11 @@ from serving.launcher import launch
 from serving.settings import process_environment
 
 # Imported when called: they take seconds, and `weir --help` a few milliseconds.
-COMMANDS = {"convert": "serving.weights.convert", "plan": "serving.planning.command"}
+COMMANDS = {
+    "convert": "serving.weights.convert",
+    "download-weights": "serving.weights.download",
+    "plan": "serving.planning.command",
+}
 
 
 def main() -> None:

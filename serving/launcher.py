@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import platform
+import re
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,8 @@ from serving.telemetry.tracing import is_http
 
 DEMO_MODEL = Path(__file__).parent / "demo_model"
 SAGEMAKER_MODEL = Path("/opt/ml/model")
+MODEL_FILES = ("config.json", "adapter_config.json")  # one of which tells a model's directory
+ELSEWHERE = re.compile(r"s3://[^/]+.*|\w[\w.-]*(/\w[\w.-]*)?")  # names of models in S3 and on the hub
 SHARED_MEMORY = Path("/dev/shm")
 
 BAD_USAGE = 2
@@ -41,13 +44,13 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelChoice:
-    """Which model is served, and why that one."""
+    """Which model is served, and why that one: a directory, or what has to be fetched first."""
 
-    directory: Path
+    model_id: str
     reason: str
 
 
-def launch(argv: Sequence[str], environ: Mapping[str, str]) -> int:
+def launch(argv: Sequence[str], environ: Mapping[str, str], sagemaker_model: Path = SAGEMAKER_MODEL) -> int:
     """Become gunicorn. Returns an exit code only where that cannot be, after one line on standard error."""
     try:
         settings = Settings.resolve(argv, environ)
@@ -58,7 +61,7 @@ def launch(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         return BAD_USAGE
     logs.configure(settings.log_level, json_output=settings.json_output)
     try:
-        choice = choose_model(settings.model_id, SAGEMAKER_MODEL)
+        choice = choose_model(settings.model_id, sagemaker_model)
         check_address(settings.hostname, settings.port)
         if settings.otlp_endpoint is not None:
             is_http(settings.otlp_endpoint)  # raises where this is no address
@@ -69,27 +72,29 @@ def launch(argv: Sequence[str], environ: Mapping[str, str]) -> int:
         log.info("Runtime environment: %s", json.dumps(runtime_environment()))
     if idle := settings.without_effect(environ):
         log.warning("Accepted, but without effect in this version: %s", ", ".join(idle))
-    log.info("Serving the model in %s, %s", choice.directory, choice.reason)
-    settings = dataclasses.replace(settings, model_id=str(choice.directory))
+    log.info("Serving the model %s, %s", choice.model_id, choice.reason)
+    settings = dataclasses.replace(settings, model_id=choice.model_id)
     return _become_gunicorn(settings, environ)
 
 
 def choose_model(model_id: str | None, sagemaker_model: Path) -> ModelChoice:
-    """The directory to serve: what was named, else what SageMaker put in its place, else the model in the package.
+    """What was named, else what SageMaker put in its place, else the model in the package.
+
+    Nothing is fetched here: a hub is asked for its model once HTTP answers.
 
     Raises:
-        ConfigurationError: what was named is not a directory.
+        ConfigurationError: what was named can be no model.
     """
     if model_id is not None:
-        if not Path(model_id).is_dir():
+        if not Path(model_id).is_dir() and not ELSEWHERE.fullmatch(model_id):
             raise ConfigurationError(
-                f"Cannot serve {model_id!r}: there is no such directory, and models of the hub are not served yet in "
-                "this version; download it and name its directory with --model-id."
+                f"Cannot serve {model_id!r}: there is no such directory, and neither the hub (org/name) nor S3 "
+                "(s3://bucket/prefix) has models of such a name; see --model-id."
             )
-        return ModelChoice(Path(model_id), "as told")
-    if (sagemaker_model / "config.json").is_file():
-        return ModelChoice(sagemaker_model, "which was found there (no --model-id was given)")
-    return ModelChoice(DEMO_MODEL, "the demo model (no --model-id was given)")
+        return ModelChoice(model_id, "as told")
+    if any((sagemaker_model / name).is_file() for name in MODEL_FILES):
+        return ModelChoice(str(sagemaker_model), "which was found there (no --model-id was given)")
+    return ModelChoice(str(DEMO_MODEL), "the demo model (no --model-id was given)")
 
 
 def shard_count(

@@ -53,6 +53,7 @@ _ORDERED = (
     ("max_total_tokens", "max_batch_total_tokens"),
     ("max_batch_prefill_tokens", "max_batch_total_tokens"),
 )
+TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN")  # of the hub, the preferred one first
 
 SERVE = "serve"  # the word that SageMaker starts a container with
 SERVE_PORT = 8080
@@ -156,8 +157,10 @@ class Settings:
     """What the operator said, resolved: flag, then variable, then SageMaker's variable, then default."""
 
     # The model
-    model_id: str | None = setting(None, "Directory of the model.", sagemaker="HF_MODEL_ID")
-    revision: str | None = setting(None, "Revision on the hub.", sagemaker="HF_MODEL_REVISION", effect=False)
+    model_id: str | None = setting(
+        None, "The model: a directory, org/name on the hub, or s3://bucket/prefix.", sagemaker="HF_MODEL_ID"
+    )
+    revision: str | None = setting(None, "Branch, tag or commit on the hub.", sagemaker="HF_MODEL_REVISION")
     dtype: str | None = setting(None, "Computing type.", choices=("float16", "bfloat16", "float32"))
     quantize: str | None = setting(
         None, "Number format.", choices=QUANTIZATIONS, sagemaker="HF_MODEL_QUANTIZE", effect=False
@@ -174,7 +177,7 @@ class Settings:
     rope_scaling: str | None = setting(None, "RoPE scaling.", choices=("linear", "dynamic"), effect=False)
     rope_factor: float | None = setting(None, "Factor of the RoPE scaling.", effect=False)
     lora_adapters: tuple[str, ...] = setting((), "Adapters to load, with commas.", effect=False)
-    huggingface_hub_cache: str | None = setting(None, "Where downloads are kept.", effect=False)
+    huggingface_hub_cache: str | None = setting(None, "Where downloads are kept; default $HF_HOME/hub.")
     weights_cache_override: str | None = setting(None, "Directory that holds the weight files.", effect=False)
 
     # What a request may ask
@@ -379,6 +382,18 @@ def process_environment() -> dict[str, str]:
     return dict(os.environ)
 
 
+def hub_token(environ: Mapping[str, str]) -> str | None:
+    """The token for the hub, which is no setting, so that nothing shows it. Raises ConfigurationError."""
+    raw = next((environ[name] for name in TOKEN_VARIABLES if environ.get(name)), "")
+    return _read(raw).strip() or None
+
+
+def calm_hub() -> None:
+    """Have the hub's client, once imported, tell nobody what runs here, nor warn of a variable of TGI's images."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.pop("HF_HUB_ENABLE_HF_TRANSFER", None)
+
+
 def foreign(environ: Mapping[str, str]) -> dict[str, str]:
     """The part of an environment that is none of the settings' own."""
     old = {name.upper() for entry in entries() for name in entry.names[1:]}
@@ -433,8 +448,8 @@ def _parse(argv: Sequence[str]) -> dict[str, str | tuple[str, ...] | None]:
         "weir",
         params=[*options, *click.version_option(__version__, prog_name="weir")(click.Command(None)).params],
         help="Serve a text-generation model. `weir serve` follows SageMaker's rules for port and shutdown; "
-        "`weir plan` says what a model needs, `weir convert` turns .bin weights into safetensors. "
-        "A flag wins over its variable; any value may be @/path/to/a/file that holds it.",
+        "`weir plan` says what a model needs, `weir download-weights` brings it here, `weir convert` turns .bin "
+        "weights into safetensors. A flag wins over its variable; any value may be @/path/to/a/file that holds it.",
         context_settings={"help_option_names": ["--help", "-h"], "max_content_width": 120},
     )
     try:

@@ -30,7 +30,9 @@ from serving.tokenizer import Tokenizer
 from serving.validation.chat_template import ChatTemplate
 from serving.validation.parameters import Limits
 from serving.validation.validator import Validator
+from serving.weights.fetch import fetch
 from serving.weights.model_config import ModelConfig
+from serving.weights.model_files import ModelFiles
 
 DEMO_MODEL_ID = "weir-demo"
 
@@ -62,16 +64,16 @@ def build(settings: Settings) -> Application:
     """
     if settings.model_id is None:
         raise ConfigurationError("No model was chosen; start the server with `weir` or set MODEL_ID.")
-    directory = Path(settings.model_id)
+    model_id = settings.model_id
     metrics = Metrics()
     bridge = Bridge(
-        lambda: load(directory, settings, metrics),
+        lambda: load(fetch(model_id, settings.revision), settings, metrics),
         permits=settings.max_concurrent_requests,
         offload_threads=settings.validation_workers,
         on_step=metrics.step,
     )
     identity = Identity(
-        model_id=DEMO_MODEL_ID if directory == DEMO_MODEL else settings.model_id,
+        model_id=DEMO_MODEL_ID if Path(model_id) == DEMO_MODEL else model_id,
         version=__version__,
         sha=settings.git_sha,
         docker_label=settings.docker_label,
@@ -88,19 +90,22 @@ def tracer_maker(settings: Settings) -> Callable[[], Tracer] | None:
     return None if endpoint is None else lambda: OTLPTracer(endpoint, settings.otlp_service_name)
 
 
-def load(directory: Path, settings: Settings, metrics: Metrics) -> tuple[Engine, Callable[[], Runner], Validator]:
-    """Load a model: what the bridge runs in the engine's thread.
+def load(files: ModelFiles, settings: Settings, metrics: Metrics) -> tuple[Engine, Callable[[], Runner], Validator]:
+    """Load a model: what the bridge runs in the engine's thread, once the model is here.
 
     Raises:
         ConfigurationError: the model or the settings cannot work.
         RunnerDied: the device process ended while it loaded.
     """
-    config = ModelConfig.load(directory)
-    tokenizer = Tokenizer.load(directory)
+    config = ModelConfig.load(Path(files.directory))
+    tokenizer = Tokenizer.load(files.tokenizer_directory)
     config_path = Path(settings.tokenizer_config_path) if settings.tokenizer_config_path else None
-    chat_template = ChatTemplate.load(directory, tokenizer, config_path, settings.chat_template)
+    chat_template = None
+    for place in (files.tokenizer_directory, Path(files.directory)):  # an adapter's own, or else its base's
+        if chat_template is None:
+            chat_template = ChatTemplate.load(place, tokenizer, config_path, settings.chat_template)
     eos_token_ids = end_of_sequence_ids(config, tokenizer)
-    options = runner_options(directory, settings, eos_token_ids)
+    options = runner_options(files, settings, eos_token_ids)
     grammars = None
     if not settings.disable_grammar_support:
         grammars = Grammars(tokenizer.to_json(), vocab_size=config.vocab_size, eos_token_ids=eos_token_ids)
@@ -137,6 +142,7 @@ def load(directory: Path, settings: Settings, metrics: Metrics) -> tuple[Engine,
         prefill_logprobs=settings.enable_prefill_logprobs,
         watermark=Watermark(settings.watermark_gamma, settings.watermark_delta),
         grammars=grammars,
+        origin=files.origin,
     )
     return engine, start_runner, validator
 
@@ -147,10 +153,11 @@ def end_of_sequence_ids(config: ModelConfig, tokenizer: Tokenizer) -> frozenset[
     return config.eos_token_ids | ({own} if own is not None and own < config.vocab_size else set())
 
 
-def runner_options(directory: Path, settings: Settings, eos_token_ids: Iterable[int] = ()) -> RunnerOptions:
+def runner_options(files: ModelFiles, settings: Settings, eos_token_ids: Iterable[int] = ()) -> RunnerOptions:
     """What the device process is told of the settings."""
     return RunnerOptions(
-        model_dir=str(directory),
+        model_dir=files.directory,
+        adapter_dir=files.adapter_directory,
         dtype=settings.dtype,
         device=settings.device,
         load_format=settings.load_format,

@@ -41,8 +41,8 @@ class Health:
         limits, facts, settings, identity = validator.limits, validator.facts, self._settings, self._identity
         info = Info(
             model_id=identity.model_id,
-            model_sha=identity.model_sha,
-            model_pipeline_tag=identity.model_pipeline_tag,
+            model_sha=validator.origin.sha,
+            model_pipeline_tag=validator.origin.pipeline_tag,
             max_concurrent_requests=settings.max_concurrent_requests,
             max_best_of=limits.max_best_of,
             max_stop_sequences=limits.max_stop_sequences,

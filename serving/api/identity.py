@@ -7,16 +7,12 @@ from msgspec import Struct
 
 from serving.plan import ModelFacts
 
-FULL_TEXT_PIPELINES = (None, "text-generation")
-
 
 class Identity(Struct, frozen=True, kw_only=True):
     """What is known before the model is loaded.
 
     Attributes:
         model_id: the hub's name, or the path as it was given.
-        model_sha: the revision, where the hub told it.
-        model_pipeline_tag: the hub's; None for a path.
         sha: the git commit of this server.
         docker_label: of the image that it runs in.
         compute_type: the operator's word for the hardware; None: the device's own name.
@@ -24,8 +20,6 @@ class Identity(Struct, frozen=True, kw_only=True):
 
     model_id: str
     version: str
-    model_sha: str | None = None
-    model_pipeline_tag: str | None = None
     sha: str | None = None
     docker_label: str | None = None
     compute_type: str | None = None
@@ -34,11 +28,6 @@ class Identity(Struct, frozen=True, kw_only=True):
     def system_fingerprint(self) -> str:
         """Which build answers."""
         return f"{self.version}-{self.docker_label or 'native'}"
-
-    @property
-    def returns_full_text(self) -> bool:
-        """Whether the compatible routes put the prompt before the answer unless told not to."""
-        return self.model_pipeline_tag in FULL_TEXT_PIPELINES
 
     def compute_type_on(self, facts: ModelFacts) -> str:
         """The value of `x-compute-type`."""

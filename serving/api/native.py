@@ -35,6 +35,8 @@ from serving.errors import IncompleteGenerationStream, NotReady, RequestError, S
 from serving.protocol import Finish, OutputToken, RequestOutput
 from serving.validation.validator import Validator
 
+# Of a hub's models; None: of a directory's. The compatible routes then put the prompt before the answer.
+FULL_TEXT_PIPELINES = (None, "text-generation")
 STRICT_STATUS = "x-strict-status"  # a request header: `true` gives streams that fail at once a real status
 
 
@@ -60,7 +62,7 @@ class Native:
 
     def answer(self, asked: CompatGenerateRequest) -> Response:
         """What `POST /` answers to a body."""
-        full_text = self._identity.returns_full_text
+        full_text = self._bridge.loaded().origin.pipeline_tag in FULL_TEXT_PIPELINES
         if asked.stream:
             return self._streamed(asked, full_text=full_text)
         return self._whole(asked, full_text=full_text, listed=True)

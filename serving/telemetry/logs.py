@@ -71,6 +71,11 @@ def configure(level: str, *, json_output: bool) -> None:
     logging.captureWarnings(True)
 
 
+def adopt(library: str) -> None:
+    """Have a library's records go where all go; some bring a handler of their own when they are imported."""
+    logging.getLogger(library).handlers.clear()
+
+
 def parse_level(directives: str) -> int:
     """The number of the level that `directives` give this project's records; info where they do not say."""
     found = {"": logging.INFO}

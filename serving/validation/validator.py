@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from serving.errors import TemplateError, ValidationError
 from serving.grammar.grammars import Grammars
 from serving.plan import ModelFacts
-from serving.protocol import Grammar, Request, SamplingParams, StopParams, Watermark
+from serving.protocol import Grammar, Origin, Request, SamplingParams, StopParams, Watermark
 from serving.tokenizer import Tokenizer
 from serving.validation.chat_template import ChatTemplate, Conversation, Message
 from serving.validation.parameters import Limits, Parameters, samples_tokens, value_or
@@ -19,6 +19,7 @@ from serving.validation.rules import Rules
 from serving.validation.tool_syntax import ToolSyntax
 
 TGI_WATERMARK = Watermark(gamma=0.5, delta=2.0)
+UNTOLD = Origin()  # of a model in a directory
 SMALLEST, LARGEST = 1e-5, 1e5  # of a divisor or factor of logits: beyond, float32 overflows and nothing else changes
 
 
@@ -65,6 +66,7 @@ class Validator:
         watermark: of the requests that want one.
 
     Attributes:
+        origin: what a hub told of the loaded model.
         tool_syntax: how the model reads and writes about tools.
     """
 
@@ -78,9 +80,11 @@ class Validator:
         prefill_logprobs: bool,
         grammars: Grammars | None = None,
         watermark: Watermark = TGI_WATERMARK,
+        origin: Origin = UNTOLD,
     ) -> None:
         self.limits = limits
         self.facts = facts
+        self.origin = origin
         self._tokenizer = tokenizer
         self._chat_template = chat_template
         self.tool_syntax = ToolSyntax.of(chat_template, tokenizer)

@@ -3,7 +3,6 @@
 Knows no network and no tensor: it judges names, and reads an index.
 """
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -13,10 +12,9 @@ from msgspec import Struct
 
 from serving.errors import ModelError
 from serving.protocol import Origin
+from serving.weights.weight_files import INDEX, SINGLE_FILE, named_in_index, unindexed
 
 CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
@@ -134,14 +132,7 @@ def weight_names(names: Collection[str], indexed: Collection[str] | None, where:
 
 def indexed_names(index: Path) -> list[str]:
     """The files that a checkpoint's index names, sorted. Raises ModelError where it is broken."""
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index.name} is not a safetensors index: {error}") from error
-    # A name with a path in it could point outside the model's directory.
-    if stray := [name for name in names if Path(name).name != name]:
-        raise ModelError(f"{index.name} names {stray[0]!r}, which is not a plain file name")
-    return names
+    return sorted(set(named_in_index(index).values()))
 
 
 def check_whole(directory: Path) -> None:
@@ -156,7 +147,7 @@ def missing_names(directory: Path) -> list[str]:
     names = _names(directory)
     if is_adapter(names):
         return [name for name in (ADAPTER_WEIGHTS,) if name not in names]
-    wanted = [CONFIG, *(indexed_names(directory / INDEX) if INDEX in names else _safetensors(names) or [SINGLE])]
+    wanted = [CONFIG, *(indexed_names(directory / INDEX) if INDEX in names else _safetensors(names) or [SINGLE_FILE])]
     return [name for name in wanted if name not in names]
 
 
@@ -165,11 +156,8 @@ def _names(directory: Path) -> set[str]:
 
 
 def _safetensors(names: Collection[str]) -> list[str]:
-    """Of the files without an index, those that are the model: some repositories hold it twice."""
-    if SINGLE in names:
-        return [SINGLE]
     found = [name for name in names if name.endswith(".safetensors") and "/" not in name and name != ADAPTER_WEIGHTS]
-    return sorted([name for name in found if not name.startswith("consolidated")] or found)
+    return unindexed(found)
 
 
 def _is_unsafe(name: str) -> bool:

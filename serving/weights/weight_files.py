@@ -6,7 +6,7 @@ Knows names alone: neither what is in the files, save an index, nor torch.
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from serving.errors import ModelError
@@ -30,20 +30,25 @@ def weight_files(directory: Path) -> tuple[list[Path], Mapping[str, str]]:
     if (directory / INDEX).exists():
         index = read_index(directory / INDEX)
         return [directory / file for file in sorted(set(index.values()))], index
-    if (directory / SINGLE_FILE).exists():
-        return [directory / SINGLE_FILE], {}
-    files = sorted(directory.glob("*.safetensors"))
-    files = [path for path in files if not is_beside(path.name)] or files
-    if missing := numbered_parts([path.name for path in files]):
+    files = unindexed([path.name for path in directory.glob("*.safetensors")])
+    if missing := numbered_parts(files):
         raise ModelError(f"{directory} lacks {listed(missing)}; is the download complete?")
     if files:
-        return files, {}
+        return [directory / file for file in files], {}
     if pickles := sorted(path.name for path in directory.glob("*") if path.suffix in PICKLED_SUFFIXES):
         raise ModelError(
             f"{directory} holds no .safetensors file but {listed(pickles)}, and only safetensors are served: "
             f"`weir convert {shlex.quote(str(directory))}` writes them"
         )
     raise ModelError(f"{directory} holds no .safetensors file; only safetensors weights are served")
+
+
+def unindexed(names: Iterable[str]) -> list[str]:
+    """Of safetensors files without an index, those that are the model, sorted: some repositories hold it twice."""
+    names = sorted(names)
+    if SINGLE_FILE in names:
+        return [SINGLE_FILE]
+    return [name for name in names if not is_beside(name)] or names
 
 
 def is_beside(name: str) -> bool:
@@ -62,6 +67,15 @@ def read_index(path: Path) -> dict[str, str]:
 
     Raises ModelError where it is none, or names a file that is not there.
     """
+    index = named_in_index(path)
+    for file in sorted(set(index.values())):
+        if not (path.parent / file).is_file():
+            raise ModelError(f"{file} is named in {path.name} and does not exist; is the download complete?")
+    return index
+
+
+def named_in_index(path: Path) -> dict[str, str]:
+    """The same of files that need not be there yet. Raises ModelError where it is no index."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         index = {name: file for name, file in content.items() if isinstance(file, str)}
@@ -73,8 +87,6 @@ def read_index(path: Path) -> dict[str, str]:
         # A name with a path in it could point outside the model's directory.
         if Path(file).name != file:
             raise ModelError(f"{path.name} names {file!r}, which is not a plain file name")
-        if not (path.parent / file).is_file():
-            raise ModelError(f"{file} is named in {path.name} and does not exist; is the download complete?")
     return index
 
 

@@ -16,7 +16,7 @@ from serving.bridge import Bridge, State
 from serving.engine.engine import Engine
 from serving.grammar.grammars import Grammars
 from serving.plan import StepPlan
-from serving.protocol import SamplingParams, StepStats
+from serving.protocol import Origin, SamplingParams, StepStats
 from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
 from serving.tokenizer import Tokenizer
@@ -110,6 +110,7 @@ class Server:
                 grammars=Grammars(TOKENIZER.to_json(), vocab_size=UNKNOWN_TO_MODEL, eos_token_ids=[EOS])
                 if grammars
                 else None,
+                origin=Origin(pipeline_tag=pipeline_tag),
             )
             return engine, lambda: FakeRunner(**runner), validator
 
@@ -124,7 +125,7 @@ class Server:
             bridge=self.bridge,
             settings=settings,
             metrics=self.metrics,
-            identity=Identity(model_id=model_id, version="1.2.3", model_pipeline_tag=pipeline_tag),
+            identity=Identity(model_id=model_id, version="1.2.3"),
         )
         self.client: FlaskClient = self.app.test_client()
 

@@ -19,6 +19,7 @@ import requests
 import safetensors.torch
 import torch
 from fakes import byte_tokenizer
+from hub_server import HubServer
 
 TINY = {
     "model_type": "llama",
@@ -198,6 +199,15 @@ def start(model_directory) -> Iterator[Callable[..., Server]]:
     yield start
     for server in servers:
         server.stop()
+
+
+@pytest.fixture
+def hub(model_directory) -> Iterator[HubServer]:
+    """A hub that has the small model as `org/tiny`."""
+    hub = HubServer()
+    hub.add("org/tiny", {path.name: path.read_bytes() for path in model_directory.iterdir()})
+    yield hub
+    hub.stop()
 
 
 @pytest.fixture(scope="module")

@@ -21,20 +21,26 @@ def became(monkeypatch, logging_restored):
     return calls
 
 
-def test_the_named_model_is_chosen(tmp_path):
-    choice = choose_model(str(tmp_path), tmp_path / "sagemaker")
-    assert choice.directory == tmp_path
-
-
-def test_without_a_name_sagemakers_model_comes_before_the_demo_model(tmp_path):
-    assert choose_model(None, tmp_path).directory == DEMO_MODEL
+@pytest.mark.parametrize("name", ["org/model", "gpt2", "s3://bucket/prefix", "s3://bucket"])
+def test_the_named_model_is_chosen_and_nothing_is_asked_of_a_network(tmp_path, name):
     (tmp_path / "config.json").write_text("{}")
-    assert choose_model(None, tmp_path).directory == tmp_path
+    assert choose_model(str(tmp_path), tmp_path / "sagemaker").model_id == str(tmp_path)
+    assert choose_model(name, tmp_path).model_id == name
 
 
-def test_a_hub_id_is_refused_with_what_to_do_instead(tmp_path):
-    with pytest.raises(ConfigurationError, match="not served yet") as error:
-        choose_model("org/model", tmp_path)
+@pytest.mark.parametrize("found", ["config.json", "adapter_config.json"])
+def test_without_a_name_sagemakers_model_comes_before_the_demo_model(tmp_path, found):
+    assert choose_model(None, tmp_path).model_id == str(DEMO_MODEL)
+    (tmp_path / "model.safetensors").touch()
+    assert choose_model(None, tmp_path).model_id == str(DEMO_MODEL)
+    (tmp_path / found).write_text("{}")
+    assert choose_model(None, tmp_path).model_id == str(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["/no/such/directory", "./model", "org/model/extra", "s3://", "https://hub/org/model"])
+def test_what_can_be_no_model_is_refused_at_once(tmp_path, name):
+    with pytest.raises(ConfigurationError, match="there is no such directory") as error:
+        choose_model(name, tmp_path)
     assert "--model-id" in str(error.value)
 
 
@@ -83,6 +89,23 @@ def test_sharding_over_one_device_is_refused(four_gpus, tmp_path):
     with pytest.raises(ConfigurationError, match="`sharded` is true but only found 1 CUDA devices"):
         shard_count(True, None, {"CUDA_VISIBLE_DEVICES": "2"}, four_gpus)
     assert shard_count(True, None, {}, four_gpus) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "chosen"),
+    [
+        (["--model-id=org/flag"], {"MODEL_ID": "org/variable", "HF_MODEL_ID": "org/sagemaker"}, "org/flag"),
+        ([], {"MODEL_ID": "org/variable", "HF_MODEL_ID": "org/sagemaker"}, "org/variable"),
+        ([], {"HF_MODEL_ID": "org/sagemaker"}, "org/sagemaker"),
+        ([], {}, "the mounted one"),
+    ],
+)
+def test_a_flag_comes_before_a_variable_that_before_sagemakers_and_that_before_what_is_mounted(
+    became, tmp_path, flags, variables, chosen
+):
+    (tmp_path / "config.json").write_text("{}")
+    launch([*flags, "--port=0", "--hostname=127.0.0.1"], variables, sagemaker_model=tmp_path)
+    assert Settings.resolve([], became[0][2]).model_id == (str(tmp_path) if chosen == "the mounted one" else chosen)
 
 
 def test_a_busy_port_is_refused():
@@ -159,7 +182,7 @@ def test_a_setting_that_is_too_long_for_the_system_is_named(monkeypatch, logging
 
 
 def test_what_cannot_start_is_one_line_and_exits_1(became, capsys):
-    assert launch(["--model-id=org/model"], {}) == 1
+    assert launch(["--model-id=/no/such/directory"], {}) == 1
     assert capsys.readouterr().out.count("\n") == 1
     assert became == []
 
