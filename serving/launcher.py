@@ -63,6 +63,9 @@ def launch(argv: Sequence[str], environ: Mapping[str, str], sagemaker_model: Pat
     try:
         choice = choose_model(settings.model_id, sagemaker_model)
         check_address(settings.hostname, settings.port)
+        # The demo model is too small to be worth sharing out, and a CPU is one device.
+        alone = settings.num_shard is None and (choice.model_id == str(DEMO_MODEL) or settings.device == "cpu")
+        shards = 1 if alone else shard_count(settings.sharded, settings.num_shard, environ)
         if settings.otlp_endpoint is not None:
             is_http(settings.otlp_endpoint)  # raises where this is no address
     except ConfigurationError as error:
@@ -73,7 +76,9 @@ def launch(argv: Sequence[str], environ: Mapping[str, str], sagemaker_model: Pat
     if idle := settings.without_effect(environ):
         log.warning("Accepted, but without effect in this version: %s", ", ".join(idle))
     log.info("Serving the model %s, %s", choice.model_id, choice.reason)
-    settings = dataclasses.replace(settings, model_id=choice.model_id)
+    if shards > 1:
+        log.info("Sharing the model out over %d devices", shards)
+    settings = dataclasses.replace(settings, model_id=choice.model_id, num_shard=shards)
     return _become_gunicorn(settings, environ)
 
 

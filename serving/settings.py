@@ -170,8 +170,10 @@ class Settings:
     trust_remote_code: bool = setting(
         False, "Run code that comes with a model.", sagemaker="HF_MODEL_TRUST_REMOTE_CODE", effect=False
     )
-    sharded: bool | None = setting(None, "Use several devices.", effect=False, as_is=False)
-    num_shard: int | None = setting(None, "Devices that share the model out.", least=1, sagemaker="SM_NUM_GPUS")
+    sharded: bool | None = setting(None, "Whether several devices have to share the model out.")
+    num_shard: int | None = setting(
+        None, "Devices that share the model out; all GPUs unless said.", least=1, sagemaker="SM_NUM_GPUS"
+    )
     tokenizer_config_path: str | None = setting(None, "A tokenizer_config.json for the chat template.")
     chat_template: str | None = setting(None, "Chat template: its text, a file that holds it, or @ and the file.")
     rope_scaling: str | None = setting(None, "RoPE scaling.", choices=("linear", "dynamic"), effect=False)
