@@ -22,7 +22,7 @@ from gevent.queue import Empty, SimpleQueue
 from gevent.threadpool import ThreadPool
 
 from serving.engine.engine import Engine
-from serving.engine.loop import Abort, EngineLoop, Stop, Submit
+from serving.engine.loop import Abort, EndSession, EngineLoop, Stop, Submit
 from serving.errors import ClientGone, GenerationError, NotReady, Overloaded, ShuttingDown, WeirError
 from serving.plan import Runner
 from serving.protocol import Request, RequestOutput, StepStats
@@ -237,7 +237,7 @@ class Bridge(Generic[T]):
         self._pool = ThreadPool(offload_threads)
         self._long_pool = ThreadPool(offload_threads)
         self._hub_loop = gevent.get_hub().loop
-        self._inbox: queue.SimpleQueue[Submit | Abort | Stop] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Submit | Abort | EndSession | Stop] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
         self._thread.start()
 
@@ -409,6 +409,10 @@ class Bridge(Generic[T]):
             if client is not None:
                 held.watch = _Watch(client, functools.partial(self._client_gone, permit.number))
         return stream
+
+    def end_session(self, cache_salt: str, session_id: str) -> None:
+        """Let the engine know that a session is over."""
+        self._inbox.put(EndSession((cache_salt, session_id)))
 
     def holds_any(self, numbers: Sequence[int]) -> bool:
         """Whether one of these permits is in use."""

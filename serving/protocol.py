@@ -95,18 +95,34 @@ class StopParams(Struct, frozen=True, kw_only=True):
     shown_token_ids: tuple[int, ...] = ()
 
 
+class Session(Struct, frozen=True):
+    """A client's sticky session: what its last request computed is kept for its next one, as far as there is room.
+
+    Attributes:
+        id: unique among the sessions of one `cache_salt`.
+        expires: seconds of `time.monotonic()`.
+    """
+
+    id: str
+    expires: float
+
+
 class Request(Struct, frozen=True, kw_only=True):
     """What a client asked, validated: past this type nothing is checked again.
 
     Attributes:
         prompt_token_ids: at least one id, all inside the vocabulary.
         cache_salt: keeps one tenant's cached prefixes apart from another's.
+        session: which one it belongs to, if any.
+        deadline: when its answer is cut with what is there, in seconds of `time.monotonic()`.
     """
 
     prompt_token_ids: list[int]
     sampling: SamplingParams
     stop: StopParams
     cache_salt: str = ""
+    session: Session | None = None
+    deadline: float | None = None
 
 
 class TokenLogprob(Struct, frozen=True):
@@ -140,6 +156,7 @@ class Finish(Struct, frozen=True, kw_only=True):
         text: the whole generated text, special tokens left out, cut at a stop string as `StopParams` says.
         queue_s: seconds between arrival in the engine and the first step that took the request in.
         inference_s: seconds between that step's start and the last token.
+        cut: the request's deadline ended it.
     """
 
     reason: FinishReason
@@ -147,6 +164,7 @@ class Finish(Struct, frozen=True, kw_only=True):
     generated_tokens: int
     queue_s: float
     inference_s: float
+    cut: bool = False
 
 
 class FirstToken(Struct, frozen=True, kw_only=True):
@@ -155,7 +173,7 @@ class FirstToken(Struct, frozen=True, kw_only=True):
     Attributes:
         arrived: it was handed to the engine.
         begun: the first step that took it in began; before that it was queued.
-        reached: the device had chosen the token.
+        reached: the device had chosen the token, or the request's deadline came before it did.
     """
 
     arrived: float
@@ -168,7 +186,7 @@ class RequestOutput(Struct, frozen=True, kw_only=True):
 
     Attributes:
         request_id: the bridge's number for the request.
-        tokens: generated in this step, in order; never held back.
+        tokens: generated in this step, in order; never held back. Only a last output can be without.
         text: what can now be shown: it lags behind `tokens` while it may still become a stop string that is
             to be removed, and leaves special tokens out.
         prompt: the prompt's tokens with log probabilities; only with the first output, only when asked for.

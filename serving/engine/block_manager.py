@@ -7,6 +7,7 @@ import hashlib
 from array import array
 
 from serving.engine.block_allocator import BlockAllocator
+from serving.engine.leases import Key, Leases
 from serving.engine.sequence import Sequence
 
 DIGEST_BYTES = 16
@@ -21,10 +22,12 @@ class BlockManager:
     Args:
         count: blocks there are, with block 0, which is never handed out.
         size: tokens a block holds.
+        lease_share: how much of all blocks sessions may keep; see `Leases`.
     """
 
-    def __init__(self, count: int, size: int, *, prefix_caching: bool = True) -> None:
+    def __init__(self, count: int, size: int, *, prefix_caching: bool = True, lease_share: float = 0.0) -> None:
         self._allocator = BlockAllocator(count)
+        self._leases = Leases(self._allocator, int(self._allocator.total * lease_share))
         self._size = size
         self._prefix_caching = prefix_caching
 
@@ -52,15 +55,9 @@ class BlockManager:
 
         Nothing is taken: `start` does that, before any other block is.
         """
-        blocks: list[int] = []
-        if not self._prefix_caching or sequence.wants_prompt_logits:
-            return blocks
-        for index in range((len(sequence.token_ids) - 1) // self._size):
-            block = self._allocator.find(*self._name(sequence, index))
-            if block is None:
-                break
-            blocks.append(block)
-        return blocks
+        if sequence.wants_prompt_logits:
+            return []
+        return self._find(sequence, (len(sequence.token_ids) - 1) // self._size)
 
     def queried(self, sequence: Sequence) -> int:
         """Tokens of the sequence that `lookup` asks about."""
@@ -86,6 +83,7 @@ class BlockManager:
             return True
         if missing > self._allocator.free:
             return False
+        self._leases.give_way(missing)
         sequence.blocks += [self._allocator.take() for _ in range(missing)]
         return True
 
@@ -97,6 +95,22 @@ class BlockManager:
             self._allocator.remember(sequence.blocks[index], *self._name(sequence, index))
             sequence.remembered += 1
 
+    def retire(self, sequence: Sequence, now: float) -> None:
+        """Take back all blocks of a sequence that ended; a session's stay remembered while its lease lives."""
+        session = sequence.session
+        if session is not None and session.expires > now:
+            computed = self._find(sequence, sequence.computed // self._size)
+            self._leases.keep((sequence.request.cache_salt, session.id), computed, session.expires)
+        self.release(sequence)
+
+    def expire_leases(self, now: float) -> None:
+        """Let go of what sessions kept whose time is over; `now` is `time.monotonic()`."""
+        self._leases.expire(now)
+
+    def end_lease(self, key: Key) -> None:
+        """Let go of what a session kept."""
+        self._leases.end(key)
+
     def release(self, sequence: Sequence) -> None:
         """Take all blocks back, the deepest first: it is handed out before those without which it is worthless."""
         for block in reversed(sequence.blocks):
@@ -104,6 +118,18 @@ class BlockManager:
         sequence.blocks = []
         sequence.computed = 0
         sequence.remembered = 0
+
+    def _find(self, sequence: Sequence, most: int) -> list[int]:
+        """The remembered blocks among the first `most` of the sequence's text; they need not be its own."""
+        blocks: list[int] = []
+        if not self._prefix_caching:
+            return blocks
+        for index in range(most):
+            block = self._allocator.find(*self._name(sequence, index))
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
 
     def _name(self, sequence: Sequence, index: int) -> tuple[bytes, bytes, bytes]:
         """(digest, parent, content) of one full block; the chain up to it was named before, or is one short."""

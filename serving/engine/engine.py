@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from serving.engine.block_manager import BlockManager
+from serving.engine.leases import Key
 from serving.engine.output import OutputProcessor
 from serving.engine.scheduler import Scheduler, Step
 from serving.engine.sequence import Sequence
@@ -30,6 +31,7 @@ class Engine:
         max_step_tokens: tokens computed in one step, over all sequences; never more than the device was measured with.
         max_rows: sequences in one step; never more than the device was measured with.
         prefix_caching: whether computed blocks are remembered and found again.
+        lease_share: how much of the KV cache open sessions may keep while nobody else needs it.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Engine:
         max_step_tokens: int,
         max_rows: int,
         prefix_caching: bool = True,
+        lease_share: float = 0.5,
     ) -> None:
         self._runner = runner
         self._tokenizer = tokenizer
@@ -48,6 +51,7 @@ class Engine:
         self._max_step_tokens = max_step_tokens
         self._max_rows = max_rows
         self._prefix_caching = prefix_caching
+        self._lease_share = lease_share
         self._sequences: dict[int, Sequence] = {}
         self._dying: list[Sequence] = []
         self._lost: StepStats | None = None
@@ -76,6 +80,13 @@ class Engine:
         if request_id in self._sequences:
             self._forget(self._sequences[request_id])
 
+    def end_session(self, key: Key) -> None:
+        """Keep nothing more for a session; its running requests go on without one. Unknown ones are ignored."""
+        self._scheduler.blocks.end_lease(key)
+        for sequence in self._sequences.values():
+            if sequence.session is not None and (sequence.request.cache_salt, sequence.session.id) == key:
+                sequence.session = None
+
     def has_work(self) -> bool:
         """Whether `step` would have something to do."""
         return bool(self._sequences)
@@ -99,6 +110,7 @@ class Engine:
                 runner.
         """
         begun = time.monotonic()
+        self._scheduler.blocks.expire_leases(begun)
         step = self._scheduler.schedule()
         submitted = time.monotonic()
         try:
@@ -180,7 +192,12 @@ class Engine:
         for sequence in step.hopeless:
             del self._sequences[sequence.id]
             outputs.append(_failure(sequence, "the request needs more KV cache than the device has"))
-        return outputs
+        return outputs + self._cut(now, {output.request_id for output in outputs})
+
+    def _cut(self, now: float, told: set[int]) -> list[RequestOutput]:
+        """The last outputs of the sequences whose deadline has passed and that have no token of this step."""
+        overdue = [sequence for sequence in self._sequences.values() if sequence.overdue(now)]
+        return [self._processor.cut(sequence, now) for sequence in overdue if sequence.id not in told]
 
     def _measure(
         self, outputs: list[RequestOutput], now: float
@@ -257,7 +274,12 @@ class Engine:
     def _make_scheduler(self) -> Scheduler:
         facts = self._runner.facts
         return Scheduler(
-            BlockManager(facts.block_count, facts.block_size, prefix_caching=self._prefix_caching),
+            BlockManager(
+                facts.block_count,
+                facts.block_size,
+                prefix_caching=self._prefix_caching,
+                lease_share=self._lease_share,
+            ),
             max_step_tokens=min(self._max_step_tokens, facts.max_step_tokens),
             max_rows=min(self._max_rows, facts.max_rows),
         )

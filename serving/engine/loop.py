@@ -10,6 +10,7 @@ from collections.abc import Callable
 from msgspec import Struct, field
 
 from serving.engine.engine import Engine
+from serving.engine.leases import Key
 from serving.errors import RunnerDied
 from serving.plan import Runner
 from serving.protocol import Request, RequestOutput, StepStats
@@ -32,6 +33,12 @@ class Abort(Struct, frozen=True):
     request_id: int
 
 
+class EndSession(Struct, frozen=True):
+    """Keep nothing more for a session; `key` is its tenant's salt and its id."""
+
+    key: Key
+
+
 class Stop(Struct, frozen=True):
     """Leave `EngineLoop.run`; what still runs gets no further output."""
 
@@ -40,7 +47,7 @@ class EngineLoop:
     """The engine thread's body.
 
     Args:
-        inbox: Submit, Abort and Stop, put by any thread.
+        inbox: Submit, Abort, EndSession and Stop, put by any thread.
         publish: called once a step with its outputs (perhaps none), while the device computes the next; without a
             step, and `Engine.load` as numbers (`rows` is 0), once after a restart with the outputs of the requests
             given up, and once when aborts have left nothing to do.
@@ -56,7 +63,7 @@ class EngineLoop:
     def __init__(
         self,
         engine: Engine,
-        inbox: "queue.SimpleQueue[Submit | Abort | Stop]",
+        inbox: "queue.SimpleQueue[Submit | Abort | EndSession | Stop]",
         publish: Callable[[list[RequestOutput], StepStats], None],
         start_runner: Callable[[], Runner],
         on_state: Callable[[bool], None],
@@ -107,6 +114,8 @@ class EngineLoop:
                     self.busy = True
                 case Abort():
                     self._engine.abort(command.request_id)
+                case EndSession():
+                    self._engine.end_session(command.key)
                 case Stop():
                     return False
 

@@ -39,6 +39,19 @@ class OutputProcessor:
             sequence.prompt_logprobs += result.prompt_logprobs[len(sequence.prompt_logprobs) - row.position :]
         return None if result.choice is None else self._add_token(sequence, result.choice, now)
 
+    def cut(self, sequence: Sequence, now: float) -> RequestOutput:
+        """End a sequence with what is there of it, without another token.
+
+        Args:
+            now: `time.monotonic()`.
+        """
+        return RequestOutput(
+            request_id=sequence.id,
+            text=_rest_of_text(sequence),
+            first=None if sequence.generated else _first(sequence, now),
+            finish=_finish(sequence, FinishReason.LENGTH, now, cut=True),
+        )
+
     def _add_token(self, sequence: Sequence, choice: Choice, now: float) -> RequestOutput:
         self._check(choice)
         token_id = choice.token_id
@@ -47,10 +60,9 @@ class OutputProcessor:
         token_text, shown = self._add_text(sequence, token_id)
         reason = _finish_reason(sequence, token_id)
         finish = None
-        if reason is not None:
-            shown += sequence.text.add(sequence.detokenizer.flush())
-            shown += sequence.text.close()
-            finish = _finish(sequence, reason, now)
+        if reason is not None or sequence.overdue(now):
+            shown += _rest_of_text(sequence)
+            finish = _finish(sequence, reason or FinishReason.LENGTH, now, cut=reason is None)
         return RequestOutput(
             request_id=sequence.id,
             tokens=[
@@ -114,6 +126,11 @@ def _finish_reason(sequence: Sequence, token_id: int) -> FinishReason | None:
     return None
 
 
+def _rest_of_text(sequence: Sequence) -> str:
+    """What was held back: nothing follows that it might have been a part of."""
+    return sequence.text.add(sequence.detokenizer.flush()) + sequence.text.close()
+
+
 def _first(sequence: Sequence, now: float) -> FirstToken:
     return FirstToken(arrived=sequence.arrived, begun=_begun(sequence, now), reached=now)
 
@@ -122,7 +139,7 @@ def _begun(sequence: Sequence, now: float) -> float:
     return now if sequence.begun is None else sequence.begun
 
 
-def _finish(sequence: Sequence, reason: FinishReason, now: float) -> Finish:
+def _finish(sequence: Sequence, reason: FinishReason, now: float, *, cut: bool) -> Finish:
     begun = _begun(sequence, now)
     return Finish(
         reason=reason,
@@ -130,4 +147,5 @@ def _finish(sequence: Sequence, reason: FinishReason, now: float) -> Finish:
         generated_tokens=sequence.generated,
         queue_s=begun - sequence.arrived,
         inference_s=now - begun,
+        cut=cut,
     )

@@ -71,7 +71,7 @@ class Scheduler:
         """Take a sequence out, wherever it stands; its blocks are free at once, the next plan tells the device."""
         if sequence.running:
             self.running.remove(sequence)
-            self.blocks.release(sequence)
+            self.blocks.retire(sequence, time.monotonic())
             sequence.running = False
         else:
             self.waiting.remove(sequence)

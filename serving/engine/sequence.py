@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from serving.engine.detokenizer import Detokenizer
 from serving.engine.stopping import OutputText
-from serving.protocol import Request
+from serving.protocol import Request, Session
 from serving.tokenizer import Tokenizer
 
 SUSPECT_DEATHS = 2
@@ -34,6 +34,7 @@ class Sequence:
         refused: free blocks and running sequences when there was no room for this one.
         deaths: device deaths with the sequence in the plan, since its last token.
         prompt_logprobs: of the prompt's second token and those after it, as far as computed.
+        session: which one keeps the blocks, if any; None as well once it was closed.
     """
 
     id: int
@@ -55,6 +56,7 @@ class Sequence:
     refused: tuple[int, int] | None = None
     deaths: int = 0
     prompt_logprobs: list[float] = field(default_factory=list)
+    session: Session | None = None
 
     @classmethod
     def start(
@@ -73,6 +75,7 @@ class Sequence:
             text=OutputText(stop.stop_strings, keep_stop_text=stop.keep_stop_text),
             arrived=arrived,
             most_tokens=len(request.prompt_token_ids) + stop.max_new_tokens,
+            session=request.session,
         )
 
     @property
@@ -89,6 +92,10 @@ class Sequence:
     def pending(self) -> int:
         """Tokens known but not computed."""
         return len(self.token_ids) - self.computed
+
+    def overdue(self, now: float) -> bool:
+        """Whether the request's deadline has passed."""
+        return self.request.deadline is not None and self.request.deadline <= now
 
     @property
     def suspect(self) -> bool:

@@ -70,3 +70,43 @@ def test_a_second_block_with_the_same_text_is_not_remembered():
     allocator.release(second)
     assert allocator.take() == second
     assert allocator.find(b"a", b"parent", b"a") == 1
+
+
+def test_a_leased_block_is_free_but_not_handed_out():
+    allocator = remembering(4, [b"a", b"b"])
+    allocator.lease(1)
+    assert (allocator.free, allocator.spare, allocator.leased) == (3, 2, 1)
+    assert [allocator.take(), allocator.take()] == [3, 2]
+    with pytest.raises(KeyError):
+        allocator.take()
+    assert allocator.find(b"a", b"parent", b"a") == 1
+
+
+def test_a_leased_block_can_be_used_and_released():
+    allocator = remembering(3, [b"a"])
+    allocator.lease(1)
+    allocator.share(1)
+    assert (allocator.free, allocator.spare) == (1, 1)
+    allocator.release(1)
+    assert (allocator.free, allocator.spare) == (2, 1)
+
+
+def test_a_block_is_leased_until_its_last_lease_ends():
+    allocator = remembering(3, [b"a"])
+    allocator.lease(1)
+    allocator.lease(1)
+    allocator.unlease(1)
+    assert (allocator.spare, allocator.leased) == (1, 1)
+    allocator.unlease(1)
+    assert (allocator.spare, allocator.leased) == (2, 0)
+    assert [allocator.take(), allocator.take()] == [2, 1], "its memory goes last"
+
+
+def test_a_lease_may_end_while_the_block_is_used():
+    allocator = remembering(3, [b"a"])
+    allocator.lease(1)
+    allocator.share(1)
+    allocator.unlease(1)
+    assert (allocator.free, allocator.spare) == (1, 1)
+    allocator.release(1)
+    assert (allocator.free, allocator.spare) == (2, 2)

@@ -1,10 +1,14 @@
+import math
+import time
+
+import msgspec
 import pytest
 from fakes import FakeRunner, byte_tokenizer
 
 from serving.engine.engine import Engine
 from serving.errors import RunnerDied
 from serving.plan import Choice, RowResult, StepResult
-from serving.protocol import FinishReason, Request, SamplingParams, StopParams
+from serving.protocol import FinishReason, Request, SamplingParams, Session, StopParams
 
 TOKENIZER = byte_tokenizer()
 EOS = 0
@@ -565,3 +569,137 @@ def test_the_new_runner_may_be_smaller():
     outputs, _ = survive(made, lambda: FakeRunner(block_size=3, block_count=12, max_step_tokens=5, max_rows=2))
     assert all(outputs[request_id][-1].finish.generated_tokens == 12 for request_id in range(4))
     assert made.load().blocks_total == 11
+
+
+def run(engine, *, until=1000):
+    """Every output until there is no work."""
+    outputs = []
+    for _ in range(until):
+        if not engine.has_work():
+            return outputs
+        outputs += engine.step()[0]
+    raise AssertionError("it does not come to an end")
+
+
+def cached_tokens_of(engine, request_id, asked):
+    """How much of a request the prefix cache spares."""
+    engine.add(request_id, asked)
+    cached = 0
+    while engine.has_work():
+        cached += engine.step()[1].cached_tokens
+    return cached
+
+
+def in_session(asked, name="s", *, expires=math.inf):
+    return msgspec.structs.replace(asked, session=Session(name, expires))
+
+
+def crowd(engine, first_id, *, tokens=60):
+    """Requests of nobody's that go through every block."""
+    for number in range(first_id, first_id + 8):
+        engine.add(number, request([number] * tokens, n=1))
+        run(engine)
+
+
+@pytest.mark.parametrize(("session", "spared"), [(None, 0), (Session("s", math.inf), 12)])
+def test_a_sessions_prefix_outlives_a_crowd(session, spared):
+    one = engine(FakeRunner(block_count=41), lease_share=0.5)  # 40 blocks of 4 tokens
+    first = msgspec.structs.replace(request("a long prompt", n=1), session=session)
+    one.add(0, first)
+    run(one)
+    crowd(one, 1)
+    assert cached_tokens_of(one, 100, request("a long prompt")) == spared
+
+
+def test_what_a_session_keeps_is_given_up_before_anybody_waits():
+    one = engine(FakeRunner(block_count=41), lease_share=1.0)
+    for number in range(4):
+        one.add(number, in_session(request([number + 2] * 36, n=1), f"s{number}"))
+        run(one)
+    assert one._scheduler.blocks._allocator.leased == 36
+    one.add(10, request([99] * 150, n=4))
+    outputs = run(one)
+    assert outputs[-1].finish.reason is FinishReason.LENGTH
+    assert one.load().blocks_used == 0
+
+
+def test_a_closed_session_keeps_nothing_even_of_what_still_runs():
+    one = engine(FakeRunner(block_count=41))
+    one.add(0, in_session(request("a long prompt", n=3)))
+    one.step()
+    one.end_session(("", "s"))
+    run(one)
+    assert one._scheduler.blocks._allocator.leased == 0
+
+
+def test_a_tenant_cannot_end_or_replace_anothers_session():
+    one = engine(FakeRunner(block_count=41))
+    one.add(0, in_session(request("a long prompt", n=1, salt="mine")))
+    run(one)
+    one.end_session(("theirs", "s"))
+    one.add(1, in_session(request("another long prompt", n=1, salt="theirs")))
+    run(one)
+    assert one._scheduler.blocks._allocator.leased == 3 + 4
+
+
+def test_a_session_that_is_over_keeps_nothing():
+    one = engine(FakeRunner(block_count=41))
+    one.add(0, in_session(request("a long prompt", n=1), expires=time.monotonic() - 1))
+    run(one)
+    assert one._scheduler.blocks._allocator.leased == 0
+    one.add(1, in_session(request("a long prompt", n=1), expires=time.monotonic() + 0.05))
+    run(one)
+    assert one._scheduler.blocks._allocator.leased == 3
+    time.sleep(0.06)
+    one.add(2, request("x", n=1))
+    run(one)
+    assert one._scheduler.blocks._allocator.leased == 0
+
+
+def test_an_answer_is_cut_at_its_deadline_with_what_is_there():
+    one = engine(FakeRunner(reply=says("abcdefgh"), delay_s=0.01))
+    one.add(0, msgspec.structs.replace(request("x", n=500), deadline=time.monotonic() + 0.05))
+    outputs = run(one)
+    finish = outputs[-1].finish
+    assert (finish.reason, finish.cut) == (FinishReason.LENGTH, True)
+    assert 1 <= finish.generated_tokens < 500
+    assert finish.text == "".join(output.text for output in outputs)
+    assert outputs[-1].tokens, "the token that came at the deadline is given"
+    assert one.load().blocks_used == 0
+
+
+def test_held_back_text_is_shown_when_an_answer_is_cut():
+    one = engine(FakeRunner(reply=says("one two")))
+    one.add(0, msgspec.structs.replace(request("x", n=500, stop_strings=("one two three",), keep_stop_text=False)))
+    for _ in range(7):
+        assert all(output.text == "" for output in one.step()[0])
+    one._sequences[0].request = msgspec.structs.replace(one._sequences[0].request, deadline=0.0)
+    [output] = one.step()[0]
+    assert output.finish.text.startswith("one two")
+
+
+def test_who_never_came_to_a_token_is_told_at_the_deadline():
+    one = engine(FakeRunner(), max_rows=1)
+    one.add(0, request("first", n=3))
+    one.add(1, msgspec.structs.replace(request("second"), deadline=time.monotonic()))
+    outputs = {output.request_id: output for output in one.step()[0]}
+    cut = outputs[1]
+    assert (cut.tokens, cut.finish.generated_tokens, cut.finish.cut) == ([], 0, True)
+    assert cut.first is not None
+    assert [output.request_id for output in run(one)] == [0, 0]
+
+
+def test_a_prompt_still_being_computed_is_cut_too():
+    one = engine(FakeRunner(), max_step_tokens=4)
+    one.add(0, msgspec.structs.replace(request("a very long prompt"), deadline=time.monotonic()))
+    [output] = one.step()[0]
+    assert (output.tokens, output.finish.cut) == ([], True)
+    assert not one.has_work()
+    assert one.load().blocks_used == 0
+
+
+def test_an_end_before_the_deadline_is_no_cut():
+    one = engine(FakeRunner(reply=says("ab", end=[EOS])))
+    one.add(0, msgspec.structs.replace(request("x"), deadline=time.monotonic() + 60))
+    finish = run(one)[-1].finish
+    assert (finish.reason, finish.cut) == (FinishReason.EOS_TOKEN, False)

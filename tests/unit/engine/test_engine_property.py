@@ -1,5 +1,6 @@
 """Whatever happens around a request, its answer is that of the request alone on a huge device."""
 
+import math
 import os
 import random
 
@@ -10,7 +11,7 @@ from tokenizers import decoders, models
 
 from serving.engine.engine import Engine
 from serving.errors import RunnerDied
-from serving.protocol import Request, SamplingParams, StopParams
+from serving.protocol import Request, SamplingParams, Session, StopParams
 from serving.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.soak
@@ -19,6 +20,7 @@ SCENARIOS_PER_CASE = max(1, round(40 * SCALE))
 EOS = 0
 # Two special tokens, some letters, and the two halves of "é" in a byte-level alphabet.
 VOCABULARY = ["</s>", "<x>", "a", "b", "c", "d", "ab", "Ġ", "Ã", "©"]
+SESSIONS = [Session("a", math.inf), Session("b", math.inf), Session("c", math.inf), Session("over", 0.0)]
 STOPS = ["aa", "ab", "bc", "abc", "cab", "d ", "é", "dd", "<x>", "b<x>"]
 
 
@@ -41,6 +43,7 @@ def make_engine(runner, **options):
         max_step_tokens=options.get("max_step_tokens", 10**6),
         max_rows=options.get("max_rows", 64),
         prefix_caching=options.get("prefix_caching", True),
+        lease_share=options.get("lease_share", 0.0),
     )
 
 
@@ -76,6 +79,7 @@ class Scenario:
             "max_step_tokens": self.random.choice([1, 2, 3, 7, 16, 64]),
             "max_rows": self.random.randint(1, 6),
             "prefix_caching": self.random.random() < 0.8,
+            "lease_share": self.random.choice([0.0, 0.3, 1.0]),
         }
         self.deaths_left = self.random.randint(1, 4) if deaths else 0
         self.runner = self.make_runner()
@@ -84,7 +88,7 @@ class Scenario:
         self.outputs = {}
         self.aborted = set()
         self.texts = [[self.random.randrange(2, len(VOCABULARY)) for _ in range(6)]]
-        self.preempted = self.cached = 0
+        self.preempted = self.cached = self.leased = 0
 
     def make_runner(self):
         die_after = None
@@ -118,6 +122,7 @@ class Scenario:
                 keep_stop_text=self.random.random() < 0.5,
             ),
             cache_salt=self.random.choice(["", "", "tenant"]),
+            session=self.random.choice([None, *SESSIONS]),
         )
 
     def step(self):
@@ -125,6 +130,9 @@ class Scenario:
             outputs, stats = self.engine.step()
             self.preempted += stats.preempted
             self.cached += stats.cached_tokens
+            leased = self.engine._scheduler.blocks._allocator.leased
+            assert leased <= self.limits["lease_share"] * (self.block_count - 1)
+            self.leased += leased
         except RunnerDied:
             self.runner = self.make_runner()
             outputs = self.engine.restart(self.runner)
@@ -156,6 +164,8 @@ class Scenario:
                 request_id = self.random.choice(self.live())
                 self.aborted.add(request_id)
                 self.engine.abort(request_id)
+            if self.random.random() < 0.05:
+                self.engine.end_session(self.random.choice([("", "a"), ("tenant", "b")]))
             for _ in range(self.random.choice([0, 1, 2, 8])):
                 if self.engine.has_work():
                     self.step()
@@ -191,6 +201,9 @@ class Scenario:
         blocks = self.engine._scheduler.blocks
         assert blocks.free == blocks.total
         assert not any(blocks._allocator._references)
+        for key in list(blocks._leases._leases):
+            self.engine.end_session(key)
+        assert (blocks._allocator.leased, blocks._allocator.spare) == (0, blocks.total)
         last = len(self.requests)
         self.requests[last] = Request(
             prompt_token_ids=[2], sampling=SamplingParams(), stop=StopParams(max_new_tokens=1)
@@ -204,7 +217,7 @@ class Scenario:
 @pytest.mark.parametrize("deaths", [False, True], ids=["calm", "deadly"])
 @pytest.mark.parametrize("case", range(8))
 def test_every_answer_is_that_of_the_request_alone(case, deaths):
-    compared = preempted = cached = 0
+    compared = preempted = cached = leased = 0
     for number in range(SCENARIOS_PER_CASE):
         scenario = Scenario(f"{case}.{number}.{deaths}", deaths=deaths)
         scenario.run()
@@ -212,6 +225,8 @@ def test_every_answer_is_that_of_the_request_alone(case, deaths):
         scenario.check_nothing_is_left()
         preempted += scenario.preempted
         cached += scenario.cached
+        leased += scenario.leased
     assert compared > 5 * SCENARIOS_PER_CASE
     assert preempted > 0
     assert cached > 0
+    assert leased > 0
