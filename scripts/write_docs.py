@@ -38,8 +38,11 @@ def settings_page() -> str:
             "",
             paragraph(
                 "After the word `serve`, which is how SageMaker starts a container, the port is",
-                f"`{settings.SERVE_PORT_VARIABLE}` or else {settings.SERVE_PORT}, whatever `PORT` says, and open",
-                f"requests get {settings.SERVE_GRACEFUL_TERMINATION_TIMEOUT} seconds at the end unless told otherwise.",
+                f"`{settings.SERVE_PORT_VARIABLE}` or else {settings.SERVE_PORT}, whatever `PORT` says. Where nothing",
+                "else is said, "
+                + ", ".join(f"`{name}` is {default}" for name, default in settings.SERVE_DEFAULTS.items())
+                + "; in a batch transform",
+                f"(`{settings.SERVE_BATCH_VARIABLE}=true`) nothing is cut.",
             ),
             "",
             "`HOSTNAME` is not read: in a container it is the container's name.",

@@ -3,6 +3,7 @@
 Knows no HTTP status (that is `api/errors.py`) and no component that raises these.
 """
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 
@@ -78,6 +79,45 @@ class ModelNotFound(RequestError):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"The model `{name[:200]}` does not exist")
+
+
+class UnknownSession(RequestError):
+    """No open session has this id."""
+
+    error_type = "unknown_session"
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(
+            f"The session `{session_id[:200]}` is not open; begin one with the body "
+            '{"requestType": "NEW_SESSION"}, and name it in the header X-Amzn-SageMaker-Session-Id'
+        )
+
+
+class UnknownRoute(RequestError):
+    """The attributes of an invocation lead nowhere."""
+
+    error_type = "unknown_route"
+
+    def __init__(self, path: str, known: Iterable[str]) -> None:
+        super().__init__(f"`route={path[:200]}` leads nowhere; the routes are {', '.join(sorted(known))}")
+
+
+class AdapterNotFound(RequestError):
+    """No adapter of that name is there."""
+
+    error_type = "adapter_not_found"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"The adapter `{name[:200]}` does not exist")
+
+
+class AdaptersUnsupported(RequestError):
+    """Adapters cannot be loaded while the server runs."""
+
+    error_type = "adapters_unsupported"
+
+    def __init__(self) -> None:
+        super().__init__("Adapters cannot be loaded at run time in this version; merge the adapter into its base model")
 
 
 class TemplateError(RequestError):

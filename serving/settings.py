@@ -58,7 +58,15 @@ TOKEN_VARIABLES = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN")  # of t
 SERVE = "serve"  # the word that SageMaker starts a container with
 SERVE_PORT = 8080
 SERVE_PORT_VARIABLE = "SAGEMAKER_BIND_TO_PORT"
-SERVE_GRACEFUL_TERMINATION_TIMEOUT = 25  # seconds; SageMaker kills 30 s after SIGTERM
+SERVE_DEFAULTS = types.MappingProxyType(
+    {
+        "GRACEFUL_TERMINATION_TIMEOUT": "25",  # seconds; SageMaker kills 30 s after SIGTERM
+        "RESPONSE_DEADLINE": "55",  # InvokeEndpoint gives up after 60
+        "STREAM_DEADLINE": "470",  # InvokeEndpointWithResponseStream after 480
+    }
+)
+SERVE_BATCH_VARIABLE = "SAGEMAKER_BATCH"  # true in a batch transform, whose requests may take long
+DEADLINES = ("RESPONSE_DEADLINE", "STREAM_DEADLINE")
 
 
 class _Size(click.ParamType):  # type: ignore[type-arg]  # generic in new releases of click only
@@ -224,6 +232,18 @@ class Settings:
     api_key: str | None = setting(None, "Ask for this key as a bearer token; a file may hold several, one a line.")
     cors_allow_origin: tuple[str, ...] = setting((), "Origins that browsers may call from; default any.")
     graceful_termination_timeout: int = setting(90, "Seconds for open requests at the end.", least=0, short="-g")
+    response_deadline: float = setting(
+        0.0, "Seconds after which a whole answer is cut with what is there; 0: never. 55 under `serve`.", least=0.0
+    )
+    stream_deadline: float = setting(
+        0.0, "Seconds after which a streamed answer is cut; 0: never. 470 under `serve`.", least=0.0
+    )
+    session_lifetime: int = setting(
+        1200, "Seconds that a sticky session lives.", least=1, sagemaker="SAGEMAKER_SESSIONS_EXPIRATION"
+    )
+    session_cache_share: float = setting(
+        0.5, "Most of the KV cache that sticky sessions keep while there is room.", least=0.0, most=1.0
+    )
     json_output: bool = setting(False, "Write logs as JSON lines.")
     log_level: str = setting("info", "Least level of logs: trace, debug, info, warn, error or off.")
     compute_type: str | None = setting(None, "Value of the x-compute-type header.")
@@ -247,7 +267,8 @@ class Settings:
     def resolve(cls, argv: Sequence[str], environ: Mapping[str, str]) -> Self:
         """Read the command line (without the program's name) and the environment.
 
-        After the word `serve` the port and the time to drain are SageMaker's, unless flags say otherwise.
+        After the word `serve` the port is SageMaker's, and so are the time to drain and the deadlines of answers where
+        nothing else is said.
 
         Raises:
             ConfigurationError: in one line, what is wrong and what to do.
@@ -257,8 +278,9 @@ class Settings:
         flags = _parse(argv[1:] if serve else argv)
         if serve:
             environ = {**environ, "PORT": environ.get(SERVE_PORT_VARIABLE) or str(SERVE_PORT)}
-            if not environ.get("GRACEFUL_TERMINATION_TIMEOUT"):
-                environ["GRACEFUL_TERMINATION_TIMEOUT"] = str(SERVE_GRACEFUL_TERMINATION_TIMEOUT)
+            batch = environ.get(SERVE_BATCH_VARIABLE, "").lower() == "true"
+            defaults = {name: "0" if batch and name in DEADLINES else SERVE_DEFAULTS[name] for name in SERVE_DEFAULTS}
+            environ |= {name: default for name, default in defaults.items() if not environ.get(name)}
         values = {entry.name: entry.value(flags, environ) for entry in entries()}
         settings = cls(**{name: value for name, value in values.items() if value is not None})
         if None not in (settings.max_input_tokens, settings.max_total_tokens) and not (

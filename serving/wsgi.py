@@ -125,6 +125,7 @@ def load(files: ModelFiles, settings: Settings, metrics: Metrics) -> tuple[Engin
             max_step_tokens=facts.max_step_tokens,
             max_rows=facts.max_rows,
             prefix_caching=settings.prefix_caching,
+            lease_share=settings.session_cache_share,
         )
     except BaseException:
         runner.close()

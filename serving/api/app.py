@@ -11,7 +11,8 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from serving.api import errors
 from serving.api.access import PUBLIC_ENDPOINT, add_cors, add_keys
-from serving.api.caller import REQUEST_ID, request_id
+from serving.api.adapters import Adapters
+from serving.api.caller import REQUEST_ID, arrived, request_id
 from serving.api.chat import Chat
 from serving.api.completions import Completions
 from serving.api.docs import Docs
@@ -35,7 +36,7 @@ from serving.validation.validator import Validator
 
 log = logging.getLogger(__name__)
 
-METHODS = ("GET", "HEAD", "POST")  # in the order in which `allow` names them
+METHODS = ("GET", "HEAD", "POST", "DELETE")  # in the order in which `allow` names them
 
 
 def create_app(
@@ -55,7 +56,13 @@ def create_app(
         observe(app, journal, identity.model_id)
     app.url_map.converters["model"] = ModelName
     _add_operators_routes(app, Health(bridge, settings, metrics, identity), Models(identity))
-    _add_work(app, bridge, Inference(bridge, metrics), identity)
+    inference = Inference(
+        bridge,
+        metrics,
+        response_deadline_s=settings.response_deadline,
+        stream_deadline_s=settings.stream_deadline,
+    )
+    _add_work(app, bridge, inference, identity, settings)
     _add_pages(app, Docs(document()))
     add_cors(app, settings.cors_allow_origin)
     _add_names(app)
@@ -76,23 +83,43 @@ def _add_operators_routes(app: Flask, health: Health, models: Models) -> None:
     app.add_url_rule("/v1/models/<model:name>", "model", models.model, methods=["GET"])
 
 
-def _add_work(app: Flask, bridge: Bridge[Validator], inference: Inference, identity: Identity) -> None:
+def _add_work(
+    app: Flask, bridge: Bridge[Validator], inference: Inference, identity: Identity, settings: Settings
+) -> None:
     native = Native(bridge, inference, identity)
     chat = Chat(bridge, inference, identity)
     completions = Completions(bridge, inference, identity)
     tokenization = Tokenization(bridge, inference)
-    for path, endpoint, view in (
+    work = (
         ("/", "generate_either", native.generate_either),
         ("/generate", "generate", native.generate),
         ("/generate_stream", "generate_stream", native.generate_stream),
         ("/tokenize", "tokenize", tokenization.tokenize),
         ("/chat_tokenize", "chat_tokenize", tokenization.chat_tokenize),
-        ("/invocations", "invocations", SageMaker(bridge, native, chat, completions).invocations),
         ("/vertex", "vertex", Vertex(bridge, inference, chat).predict),
         ("/v1/chat/completions", "chat", chat.completions),
         ("/v1/completions", "completions", completions.completions),
-    ):
+    )
+    for path, endpoint, view in work:
         app.add_url_rule(path, endpoint, view, methods=["POST"])
+    adapters = Adapters()
+    sagemaker = SageMaker(
+        bridge=bridge,
+        settings=settings,
+        native=native,
+        chat=chat,
+        completions=completions,
+        adapters=adapters,
+        routes={path: view for path, _, view in work},
+    )
+    for method, path, endpoint, view in (
+        ("POST", "/invocations", "invocations", sagemaker.invocations),
+        ("GET", "/execution-parameters", "execution_parameters", sagemaker.execution_parameters),
+        ("GET", "/adapters", "adapters", adapters.adapters),
+        ("POST", "/adapters", "load_adapter", adapters.load),
+    ):
+        app.add_url_rule(path, endpoint, view, methods=[method])
+    app.add_url_rule("/adapters/<name>", "unload_adapter", adapters.unload, methods=["DELETE"])
 
 
 def _add_pages(app: Flask, docs: Docs) -> None:
@@ -108,6 +135,10 @@ def _add_pages(app: Flask, docs: Docs) -> None:
 
 
 def _add_names(app: Flask) -> None:
+    @app.before_request
+    def note_arrival() -> None:
+        arrived()
+
     @app.after_request
     def name_request(response: Response) -> Response:
         response.headers[REQUEST_ID] = request_id()

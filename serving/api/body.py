@@ -1,4 +1,4 @@
-"""The JSON body of a request: read within its limit, parsed strictly, and made what the route takes.
+"""The body of a request, mostly JSON: read within its limit, parsed strictly, and made what the route takes.
 
 Knows no route and no field.
 """
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 def read_body(bridge: Bridge[Any], load: Callable[[bytes], T]) -> T:
-    """What `load` makes of the current request's body.
+    """What `load` makes of the current request's body, which has to be said to be JSON.
 
     Raises:
         Refusal: it is no JSON, too long, or not what `load` takes.
@@ -39,6 +39,15 @@ def read_body(bridge: Bridge[Any], load: Callable[[bytes], T]) -> T:
     kind, _, subtype = request.mimetype.partition("/")
     if kind != "application" or not (subtype == "json" or subtype.endswith("+json")):
         raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "Expected request with `Content-Type: application/json`")
+    return read_any(bridge, load)
+
+
+def read_any(bridge: Bridge[Any], load: Callable[[bytes], T]) -> T:
+    """What `load` makes of the current request's body, whatever it is said to be.
+
+    Raises:
+        Refusal: it is too long, or not what `load` takes.
+    """
     try:
         body = request.get_data(cache=False)
         if len(body) == request.max_content_length:  # a chunked body is cut there without a word

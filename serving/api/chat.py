@@ -57,16 +57,20 @@ class Chat:
 
     def answer(self, asked: ChatRequest) -> Response:
         """What a chat is answered."""
+        if not asked.stream:
+            return self.begin_whole(asked)[1]()
         validator = self._bridge.loaded()
         compute_type = self._identity.compute_type_on(validator.facts)
-        generation, use = self.begin(asked, stream=asked.stream)
+        generation, use = self.begin(asked, stream=True)
+        return self._streamed(asked, generation, _reader_maker(validator, use), compute_type)
 
-        def reader() -> Reader:
-            return Reader(None if use is None else validator.tool_syntax.parser(use))
-
-        if asked.stream:
-            return self._streamed(asked, generation, reader, compute_type)
-        return self._whole(asked, generation, reader, compute_type)
+    def begin_whole(self, asked: ChatRequest) -> tuple[Generation, Callable[[], Response]]:
+        """Begin what a chat is answered whole; the second waits for it."""
+        validator = self._bridge.loaded()
+        compute_type = self._identity.compute_type_on(validator.facts)
+        generation, use = self.begin(asked, stream=False)
+        reader = _reader_maker(validator, use)
+        return generation, lambda: self._whole(asked, generation, reader, compute_type)
 
     def begin(self, asked: ChatRequest, *, stream: bool) -> tuple[Generation, ToolUse | None]:
         """Begin to answer a chat; also tells the tools that the model may or must call."""
@@ -172,6 +176,10 @@ class Reader:
             return text, ()
         said = self._parser.feed(text)
         return said.content + (self._parser.finish() if last else ""), said.calls
+
+
+def _reader_maker(validator: Validator, use: ToolUse | None) -> MakeReader:
+    return lambda: Reader(None if use is None else validator.tool_syntax.parser(use))
 
 
 def _with_tools(parameters: Parameters, use: ToolUse, validator: Validator) -> Parameters:

@@ -51,13 +51,20 @@ class Completions:
 
     def answer(self, asked: CompletionRequest) -> Response:
         """What prompts are answered."""
-        compute_type = self._identity.compute_type_on(self._bridge.loaded().facts)
-        generation = self._inference.complete(
-            asked.prompts(), asked.checked_later(), stream=asked.stream, caller=caller()
-        )
-        if asked.stream:
-            return self._streamed(asked, generation, compute_type)
-        return self._whole(asked, generation, compute_type)
+        if not asked.stream:
+            return self.begin_whole(asked)[1]()
+        compute_type = self._compute_type()
+        generation = self._inference.complete(asked.prompts(), asked.checked_later(), stream=True, caller=caller())
+        return self._streamed(asked, generation, compute_type)
+
+    def begin_whole(self, asked: CompletionRequest) -> tuple[Generation, Callable[[], Response]]:
+        """Begin what prompts are answered whole; the second waits for it."""
+        compute_type = self._compute_type()
+        generation = self._inference.complete(asked.prompts(), asked.checked_later(), stream=False, caller=caller())
+        return generation, lambda: self._whole(asked, generation, compute_type)
+
+    def _compute_type(self) -> str:
+        return self._identity.compute_type_on(self._bridge.loaded().facts)
 
     def _whole(self, asked: CompletionRequest, generation: Generation, compute_type: str) -> Response:
         answers, timings = generation.collect()

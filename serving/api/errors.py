@@ -21,6 +21,10 @@ STATUSES = MappingProxyType(
     {
         "unauthorized": HTTPStatus.UNAUTHORIZED,
         "model_not_found": HTTPStatus.NOT_FOUND,
+        "unknown_session": HTTPStatus.BAD_REQUEST,
+        "unknown_route": HTTPStatus.NOT_FOUND,
+        "adapter_not_found": HTTPStatus.NOT_FOUND,
+        "adapters_unsupported": HTTPStatus.FAILED_DEPENDENCY,  # as AWS's own containers answer when loading fails
         "validation": HTTPStatus.UNPROCESSABLE_ENTITY,
         "Input validation error": HTTPStatus.UNPROCESSABLE_ENTITY,
         "suffix not supported": HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -41,6 +45,7 @@ STATUSES = MappingProxyType(
 # OpenAI's `type` by status; what is not here is the server's fault.
 OPENAI_TYPES = MappingProxyType(
     {
+        HTTPStatus.BAD_REQUEST: "invalid_request_error",
         HTTPStatus.UNAUTHORIZED: "authentication_error",
         HTTPStatus.NOT_FOUND: "invalid_request_error",
         HTTPStatus.UNPROCESSABLE_ENTITY: "invalid_request_error",

@@ -119,6 +119,8 @@ MEANINGS: Mapping[str, Meaning] = MappingProxyType(
         "echo": Meaning("Put the prompt before the answer."),
         "suffix": Meaning("Not supported: put it into the prompt."),
         "chat_template_kwargs": Meaning("More variables for the chat template."),
+        # SageMaker's
+        "requestType": Meaning("What is to become of a session."),
         # both
         "stop": Meaning("End where one of these texts is complete."),
         "seed": Meaning("The same seed gives the same draws."),

@@ -3,6 +3,7 @@
 Knows no JSON, no header and no way in which they were asked for.
 """
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from serving.bridge import ResponseStream
 from serving.errors import (
     ClientGone,
+    GenerationError,
     IncompleteGeneration,
     IncompleteGenerationStream,
     Overloaded,
@@ -47,19 +49,24 @@ class Answer:
 
     @property
     def mean_logprob(self) -> float:
-        """Of its tokens, the end-of-sequence token included."""
-        return sum(token.logprob for token in self.tokens) / max(1, len(self.tokens))
+        """Of its tokens, the end-of-sequence token included; an answer without any is the least likely."""
+        return sum(token.logprob for token in self.tokens) / len(self.tokens) if self.tokens else -math.inf
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timings:
-    """How long a generation took, in seconds from its arrival."""
+    """How long a generation took, in seconds from its arrival.
+
+    Attributes:
+        cut: the request's deadline ended an answer.
+    """
 
     total_s: float
     validation_s: float
     queue_s: float
     inference_s: float
     generated_tokens: int
+    cut: bool = False
 
 
 class Generation:
@@ -87,7 +94,7 @@ class Generation:
         """Yield (which answer, its output), as they come; `None` when a keep-alive is due. To be used once.
 
         Raises:
-            GenerationError: an answer had to be given up.
+            GenerationError: an answer had to be given up, or none had a token at its deadline.
             IncompleteGenerationStream: an answer ended without a last token.
             ClientGone: the client closed its side.
         """
@@ -99,6 +106,8 @@ class Generation:
                     yield None
                     continue
                 index = places[output.request_id]
+                if self._came_to_nothing(output):
+                    raise GenerationError("there was no token yet when the time that an answer may take was over")
                 self._observe(index, output)
                 yield index, output
             if not self._complete:
@@ -143,6 +152,11 @@ class Generation:
     def _complete(self) -> bool:
         return len(self._finishes) == len(self._stream.numbers)
 
+    def _came_to_nothing(self, output: RequestOutput) -> bool:
+        """Whether this is the last output of all, and no answer has a token."""
+        last = output.finish is not None and len(self._finishes) + 1 == len(self._stream.numbers)
+        return last and not output.tokens and not self._record.generated_tokens
+
     def _observe(self, index: int, output: RequestOutput) -> None:
         self._record.generated_tokens += len(output.tokens)
         if output.first is not None:
@@ -171,6 +185,7 @@ class Generation:
             queue_s=max(finish.queue_s for finish in self._finishes),
             inference_s=max(finish.inference_s for finish in self._finishes),
             generated_tokens=sum(finish.generated_tokens for finish in self._finishes),
+            cut=any(finish.cut for finish in self._finishes),
         )
 
 

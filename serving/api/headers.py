@@ -9,9 +9,12 @@ from typing import Any
 from serving.api.generation import Timings
 from serving.validation.validator import Validated
 
+CUT = "x-response-cut"  # why an answer is not as long as it might have been; only where that is not its length
+
 
 def timing_headers(compute_type: str, validated: Validated, timings: Timings) -> dict[str, str]:
     """Of a whole answer; times are in milliseconds except `x-compute-time`."""
+    cut = {CUT: "deadline"} if timings.cut else {}
     return {
         "x-compute-type": compute_type,
         "x-compute-time": f"{timings.total_s:.6f}",
@@ -23,6 +26,7 @@ def timing_headers(compute_type: str, validated: Validated, timings: Timings) ->
         "x-time-per-token": _ms(timings.inference_s / max(1, timings.generated_tokens)),
         "x-prompt-tokens": str(validated.input_length),
         "x-generated-tokens": str(timings.generated_tokens),
+        **cut,
     }
 
 

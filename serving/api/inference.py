@@ -14,7 +14,7 @@ import msgspec
 from serving.api.generation import Generation, failure_of
 from serving.bridge import Bridge, Client
 from serving.errors import RequestError
-from serving.protocol import Request
+from serving.protocol import Request, Session
 from serving.telemetry.journal import GenerationRecord, RequestRecord
 from serving.telemetry.metrics import Metrics
 from serving.validation.chat_template import Conversation
@@ -36,19 +36,38 @@ class Caller:
         connection: to be watched, for when it ends so does the request; `None` where there is none to watch.
         cache_salt: keeps the cached prefixes of one key's requests apart from another's.
         record: where it is noted what became of the request, if that is to be known.
+        session: that the request belongs to, if any.
+        arrived: `time.monotonic()` of when the request came in.
     """
 
     connection: Client | None
     cache_salt: str
     record: RequestRecord | None = None
+    session: Session | None = None
+    arrived: float
 
 
 class Inference:
-    """What the dialects share."""
+    """What the dialects share.
 
-    def __init__(self, bridge: Bridge[Validator], metrics: Metrics) -> None:
+    Args:
+        response_deadline_s: seconds after a request's arrival at which a whole answer is cut with what is there; 0:
+            never.
+        stream_deadline_s: the same for a streamed one.
+    """
+
+    def __init__(
+        self,
+        bridge: Bridge[Validator],
+        metrics: Metrics,
+        *,
+        response_deadline_s: float = 0.0,
+        stream_deadline_s: float = 0.0,
+    ) -> None:
         self._bridge = bridge
         self._metrics = metrics
+        self._response_deadline_s = response_deadline_s
+        self._stream_deadline_s = stream_deadline_s
 
     def generate(self, text: str, parameters: Parameters, *, stream: bool, caller: Caller) -> Generation:
         """Begin to go on with `text`.
@@ -138,7 +157,9 @@ class Inference:
                     self._metrics.request_validated(
                         input_length=prompt.input_length, max_new_tokens=prompt.requests[0].stop.max_new_tokens
                     )
-                requests = [_salted(request, caller) for prompt in prompts for request in prompt.requests]
+                deadline_s = self._stream_deadline_s if stream else self._response_deadline_s
+                deadline = caller.arrived + deadline_s if deadline_s else None
+                requests = [_marked(request, caller, deadline) for prompt in prompts for request in prompt.requests]
                 answering = self._bridge.submit_all(requests, caller.connection, permits)
         except RequestError as error:
             record.error = failure_of(error)
@@ -156,5 +177,5 @@ def _note(record: GenerationRecord, prompts: Sequence[Validated]) -> None:
     record.seeds = [seed for prompt in prompts for seed in prompt.seeds]
 
 
-def _salted(request: Request, caller: Caller) -> Request:
-    return msgspec.structs.replace(request, cache_salt=caller.cache_salt) if caller.cache_salt else request
+def _marked(request: Request, caller: Caller, deadline: float | None) -> Request:
+    return msgspec.structs.replace(request, cache_salt=caller.cache_salt, session=caller.session, deadline=deadline)

@@ -4,7 +4,7 @@ Knows nothing of OpenAI's.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 from flask import Response, request
@@ -37,6 +37,7 @@ from serving.validation.validator import Validator
 
 # Of a hub's models; None: of a directory's. The compatible routes then put the prompt before the answer.
 FULL_TEXT_PIPELINES = (None, "text-generation")
+NO_TOKEN = OutputToken(id=0, text="", logprob=0.0, special=True)  # clients leave special tokens out of the text
 STRICT_STATUS = "x-strict-status"  # a request header: `true` gives streams that fail at once a real status
 
 
@@ -62,12 +63,25 @@ class Native:
 
     def answer(self, asked: CompatGenerateRequest) -> Response:
         """What `POST /` answers to a body."""
-        full_text = self._bridge.loaded().origin.pipeline_tag in FULL_TEXT_PIPELINES
+        full_text = self._returns_full_text()
         if asked.stream:
             return self._streamed(asked, full_text=full_text)
         return self._whole(asked, full_text=full_text, listed=True)
 
+    def begin_whole(self, asked: CompatGenerateRequest) -> tuple[Generation, Callable[[], Response]]:
+        """Begin what `POST /` answers whole; the second waits for it."""
+        return self._begin(asked, full_text=self._returns_full_text(), listed=True)
+
+    def _returns_full_text(self) -> bool:
+        return self._bridge.loaded().origin.pipeline_tag in FULL_TEXT_PIPELINES
+
     def _whole(self, asked: GenerateRequest, *, full_text: bool, listed: bool) -> Response:
+        _, finish = self._begin(asked, full_text=full_text, listed=listed)
+        return finish()
+
+    def _begin(
+        self, asked: GenerateRequest, *, full_text: bool, listed: bool
+    ) -> tuple[Generation, Callable[[], Response]]:
         compute_type = self._compute_type()
         generation = self._inference.generate(
             asked.inputs,
@@ -75,6 +89,15 @@ class Native:
             stream=False,
             caller=caller(),
         )
+
+        def finish() -> Response:
+            return self._collected(asked, generation, compute_type, full_text=full_text, listed=listed)
+
+        return generation, finish
+
+    def _collected(
+        self, asked: GenerateRequest, generation: Generation, compute_type: str, *, full_text: bool, listed: bool
+    ) -> Response:
         answers, timings = generation.collect()
         best, *others = sorted(answers, key=lambda answer: answer.mean_logprob, reverse=True)
         prefix = self._prefix(asked, full_text)
@@ -162,6 +185,8 @@ def _frames(
             yield sse.KEEP_ALIVE
             continue
         _, output = item
+        if output.finish is not None and not output.tokens:  # cut between tokens: an event needs one
+            output = msgspec.structs.replace(output, tokens=[NO_TOKEN])
         if not output.tokens:
             raise IncompleteGenerationStream
         finishes: list[Finish | None] = [None] * len(output.tokens)

@@ -24,6 +24,9 @@ REFERENCE = "#/components/schemas/"
 DESCRIPTION = """\
 Text generation with TGI's API and OpenAI's. Fields that a route does not know are ignored.
 
+An answer that is cut because its time was over (`--response-deadline`, `--stream-deadline`) ends as one that reached \
+its length; if it is whole, it has the header `x-response-cut: deadline`.
+
 If the server was started with `--api-key`, every route but `GET` and `HEAD` of `/`, `/health` and `/ping` asks for it \
 as `Authorization: Bearer <key>`; these pages do too.\
 """
@@ -130,7 +133,7 @@ def _path_parameter(operation: Operation) -> Schema:
 
 
 def _responses(operation: Operation, schemas: _Schemas) -> dict[HTTPStatus, Schema]:
-    answers = {HTTPStatus.SEE_OTHER: _moved(operation)} if operation.moved else {HTTPStatus.OK: _ok(operation, schemas)}
+    answers = _success(operation, schemas)
     fails: tuple[type[RequestError], ...] = operation.fails
     if not operation.public:
         fails = (errors.Unauthorized, *fails)
@@ -154,6 +157,12 @@ def _responses(operation: Operation, schemas: _Schemas) -> dict[HTTPStatus, Sche
     if operation.named:
         answers[HTTPStatus.NOT_FOUND] = {"description": "There is no such file."}
     return answers
+
+
+def _success(operation: Operation, schemas: _Schemas) -> dict[HTTPStatus, Schema]:
+    if operation.moved:
+        return {HTTPStatus.SEE_OTHER: _moved(operation)}
+    return {HTTPStatus.OK: _ok(operation, schemas)} if operation.answers else {}
 
 
 def _ok(operation: Operation, schemas: _Schemas) -> Schema:

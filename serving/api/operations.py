@@ -22,9 +22,12 @@ from serving.api.schemas.native import (
     TokenizePiece,
 )
 from serving.api.schemas.openai import Model, ModelList
+from serving.api.schemas.sagemaker import AdapterList, ExecutionParameters, SessionRequest, SessionStatus
 from serving.api.schemas.strict import StrictModel
 from serving.api.schemas.vertex import VertexRequest, VertexResponse
 from serving.errors import (
+    AdapterNotFound,
+    AdaptersUnsupported,
     GenerationError,
     IncompleteGeneration,
     ModelNotFound,
@@ -38,6 +41,8 @@ from serving.errors import (
     ToolError,
     TooManyPrompts,
     Unhealthy,
+    UnknownRoute,
+    UnknownSession,
     ValidationError,
 )
 
@@ -93,6 +98,7 @@ class Operation:
         public: whether it never asks for the key.
         timed: whether a whole answer says in headers what it cost.
         named: what the name in the path can be, where that is known.
+        answers: false where nothing but a failure can come yet.
     """
 
     method: str
@@ -112,6 +118,7 @@ class Operation:
     public: bool = False
     timed: bool = False
     named: tuple[str, ...] = ()
+    answers: bool = True
 
     @property
     def name(self) -> str:
@@ -175,6 +182,19 @@ COMPLETION_EXAMPLES = {
     "Text": {"prompt": "Deep Learning is", "max_tokens": 40},
     "Two texts": {"prompt": ["Deep Learning is", "A river is"], "max_tokens": 40, "temperature": 0},
 }
+INVOCATIONS = """\
+The shape of the body says what it is: with `inputs` it is answered as by `/`, with `messages` as by \
+`/v1/chat/completions`, with `prompt` as by `/v1/completions`.
+
+Of content type `text/plain` the body is the text to go on with; of `application/jsonlines` it holds one such body a \
+line, and is answered with one answer a line in the same order; a failure is told in its own line. `Accept: \
+text/plain` gives the text of an answer alone, `Accept: text/event-stream` asks for a stream where `stream` is absent.
+
+`{"requestType": "NEW_SESSION"}` begins a session and `{"requestType": "CLOSE"}` ends the one that the header \
+`X-Amzn-SageMaker-Session-Id` names; what the last request of a session computed is kept for its next one. \
+`X-Amzn-SageMaker-Custom-Attributes: route=/v1/chat/completions` hands the request to another route. \
+`X-Amzn-SageMaker-Inference-Id` names the request.\
+"""
 EVERY_DIALECT = (errors.native_body, errors.openai_body)
 
 OPERATIONS = (
@@ -285,20 +305,45 @@ OPERATIONS = (
         path="/invocations",
         tag=CLOUD,
         summary="SageMaker's door: any of the other bodies",
-        words="The shape of the body says what it is: with `inputs` it is answered as by `/`, with `messages` as by "
-        "`/v1/chat/completions`, with `prompt` as by `/v1/completions`.",
-        takes=(CompatGenerateRequest, ChatRequest, CompletionRequest),
+        words=INVOCATIONS,
+        takes=(CompatGenerateRequest, ChatRequest, CompletionRequest, SessionRequest),
         examples={
             "Text": GENERATE_EXAMPLES["Short"],
             "Conversation": CHAT_EXAMPLES["Question"],
             "Prompt": COMPLETION_EXAMPLES["Text"],
+            "Session": {"requestType": "NEW_SESSION"},
         },
-        gives=(list[GenerateResponse], ChatCompletion, Completion),
+        gives=(list[GenerateResponse], ChatCompletion, Completion, SessionStatus),
         streams=(StreamResponse, ChatCompletionChunk, CompletionChunk),
         done=True,
-        fails=(*CONVERSATION, SuffixNotSupported, TooManyPrompts),
+        fails=(*CONVERSATION, SuffixNotSupported, TooManyPrompts, UnknownSession, UnknownRoute, AdapterNotFound),
         dialects=EVERY_DIALECT,
         timed=True,
+    ),
+    Operation(
+        method="get",
+        path="/execution-parameters",
+        tag=CLOUD,
+        summary="How a batch transform had better ask",
+        gives=(ExecutionParameters,),
+        fails=UNAVAILABLE,
+    ),
+    Operation(method="get", path="/adapters", tag=CLOUD, summary="The adapters there are", gives=(AdapterList,)),
+    Operation(
+        method="post",
+        path="/adapters",
+        tag=CLOUD,
+        summary="Load an adapter: not in this version",
+        fails=(AdaptersUnsupported,),
+        answers=False,
+    ),
+    Operation(
+        method="delete",
+        path="/adapters/{name}",
+        tag=CLOUD,
+        summary="Unload an adapter",
+        fails=(AdapterNotFound,),
+        answers=False,
     ),
     Operation(
         method="post",

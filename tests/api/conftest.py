@@ -162,10 +162,9 @@ def serve():
     """A function that makes a server; all of them end with the test."""
     servers = []
 
-    def make(*, api_key=None, cors=(), payload_limit=2_000_000, ready=True, max_best_of=3, **options) -> Server:
-        settings = Settings(
-            api_key=api_key, cors_allow_origin=cors, payload_limit=payload_limit, max_best_of=max_best_of
-        )
+    def make(*, cors=(), ready=True, max_best_of=3, said=None, **options) -> Server:
+        own = {name: options.pop(name) for name in ("api_key", "payload_limit") if name in options}
+        settings = Settings(cors_allow_origin=cors, max_best_of=max_best_of, **own, **(said or {}))
         server = Server(settings=settings, **options)
         servers.append(server)
         return server.wait() if ready else server

@@ -295,3 +295,20 @@ def test_the_commands_start_light():
     modules = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     heavy = {"torch", "transformers", "flask", "gevent", "gunicorn", "pydantic", "numpy", "tokenizers"}
     assert not heavy & set(modules.stdout.split())
+
+
+def test_under_serve_answers_are_cut_before_the_platform_gives_up():
+    settings = Settings.resolve(["serve"], {"RESPONSE_DEADLINE": ""})
+    assert (settings.response_deadline, settings.stream_deadline) == (55.0, 470.0)
+    assert Settings.resolve([], settings.environment()) == settings
+    settings = Settings.resolve(["serve", "--stream-deadline=30"], {"RESPONSE_DEADLINE": "0"})
+    assert (settings.response_deadline, settings.stream_deadline) == (0.0, 30.0)
+    assert Settings.resolve([], {}).response_deadline == 0.0
+
+
+def test_a_batch_transform_is_not_cut_unless_told_so():
+    settings = Settings.resolve(["serve"], {"SAGEMAKER_BATCH": "true"})
+    assert (settings.response_deadline, settings.stream_deadline) == (0.0, 0.0)
+    assert settings.graceful_termination_timeout == 25
+    settings = Settings.resolve(["serve"], {"SAGEMAKER_BATCH": "true", "RESPONSE_DEADLINE": "9"})
+    assert settings.response_deadline == 9.0

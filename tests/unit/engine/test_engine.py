@@ -647,10 +647,10 @@ def test_a_session_that_is_over_keeps_nothing():
     one.add(0, in_session(request("a long prompt", n=1), expires=time.monotonic() - 1))
     run(one)
     assert one._scheduler.blocks._allocator.leased == 0
-    one.add(1, in_session(request("a long prompt", n=1), expires=time.monotonic() + 0.05))
+    one.add(1, in_session(request("a long prompt", n=1), expires=time.monotonic() + 0.5))
     run(one)
     assert one._scheduler.blocks._allocator.leased == 3
-    time.sleep(0.06)
+    time.sleep(0.6)
     one.add(2, request("x", n=1))
     run(one)
     assert one._scheduler.blocks._allocator.leased == 0
