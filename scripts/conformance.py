@@ -15,7 +15,7 @@ from typing import Any
 if __package__ in (None, ""):  # run as a file: its neighbours are found from the repository's root
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.wire import guidance, http, native, openai, refusals
+from scripts.wire import guidance, http, native, openai, refusals, sagemaker
 from scripts.wire.suite import WEIR, Check, Target, Verdict, checks_of, verdicts
 
 DESCRIPTION = """\
@@ -37,7 +37,7 @@ examples:
   python scripts/conformance.py --url http://tgi:80 --tgi
   python scripts/conformance.py --url https://host --api-key "$KEY" --json | tail -1
 """
-MODULES = (http, native, refusals, openai, guidance)
+MODULES = (http, native, refusals, openai, guidance, sagemaker)
 BAR = 30
 
 

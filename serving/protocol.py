@@ -223,6 +223,7 @@ class StepStats(Struct, frozen=True, kw_only=True):
         skipped: for each sequence that got tokens, how many came beyond the one that a step gives without guessing.
         gaps: (seconds since the sequence's token before, how many sequences waited so long for theirs).
         failed: the device died with the step; its rows are computed again later.
+        blocks_leased: that sessions keep, used or not.
     """
 
     rows: int
@@ -245,6 +246,7 @@ class StepStats(Struct, frozen=True, kw_only=True):
     skipped: tuple[int, ...] = ()
     gaps: tuple[tuple[float, int], ...] = ()
     failed: bool = False
+    blocks_leased: int = 0
 
 
 class Origin(Struct, frozen=True, kw_only=True):

@@ -46,6 +46,11 @@ class BlockManager:
         """Blocks that at least one sequence uses."""
         return self._allocator.total - self._allocator.free
 
+    @property
+    def leased(self) -> int:
+        """Blocks that sessions keep, used or not."""
+        return self._allocator.leased
+
     def needed(self, tokens: int) -> int:
         """Blocks that hold so many tokens."""
         return -(-tokens // self._size)

@@ -269,6 +269,7 @@ class Engine:
             skipped=skipped,
             gaps=gaps,
             failed=failed,
+            blocks_leased=blocks.leased,
         )
 
     def _make_scheduler(self) -> Scheduler:

@@ -159,6 +159,9 @@ class Metrics:
         )
         ours.register(self._gap)
         self._blocks_used = Gauge("weir_kv_blocks_used", "KV blocks that sequences hold", registry=ours)
+        self._blocks_leased = Gauge(
+            "weir_kv_blocks_leased", "KV blocks that sessions keep while there is room", registry=ours
+        )
         self._blocks_total = Gauge("weir_kv_blocks", "KV blocks there are", registry=ours)
         self._prompt_tokens = Counter("weir_prompt_tokens", "Prompt tokens computed", registry=ours)
         self._generated_tokens = Counter("weir_generated_tokens", "Tokens generated", registry=ours)
@@ -219,6 +222,7 @@ class Metrics:
         self._current_tokens.set(stats.most_tokens)
         self._max_total.set(stats.blocks_total * self._block_size)
         self._blocks_used.set(stats.blocks_used)
+        self._blocks_leased.set(stats.blocks_leased)
         self._blocks_total.set(stats.blocks_total)
         self._preemptions.inc(stats.preempted)
         if stats.rows:

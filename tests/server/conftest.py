@@ -57,15 +57,20 @@ ROOT = Path(__file__).parents[2]
 class Server:
     """A running server, its log and its processes.
 
+    Args:
+        program: what Python runs.
+
     Attributes:
         lines: what it has logged so far.
         url: where it listens, once `wait_listening` has returned.
     """
 
-    def __init__(self, arguments: list[str], environ: dict[str, str]) -> None:
+    def __init__(
+        self, arguments: list[str], environ: dict[str, str], program: tuple[str, ...] = ("-m", "serving")
+    ) -> None:
         clean = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "serving", *arguments],
+            [sys.executable, *program, *arguments],
             cwd=ROOT,
             env={**clean, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", **environ},
             stdout=subprocess.PIPE,

@@ -109,7 +109,7 @@ INFO = {
         ((404, "text/plain", b""), {"http.an_unknown_path"}),
         ((500, "application/json", b'{"error":"Internal server error","error_type":"internal"}'), set()),
         ((200, "text/event-stream", b"data: [DONE]\n\n"), {"http.head_is"}),
-        ((200, "text/plain", b""), {"http.head_is", "http.health_"}),
+        ((200, "text/plain", b""), {"http.head_is", "http.health_", "sagemaker.ping_is"}),
         ((422, "text/html", b"no"), {"guidance.a_bad_grammar_is_refused"}),
     ],
     ids=["empty object", "info", "not found", "fault", "stream", "empty", "refusal"],

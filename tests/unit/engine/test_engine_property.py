@@ -130,7 +130,7 @@ class Scenario:
             outputs, stats = self.engine.step()
             self.preempted += stats.preempted
             self.cached += stats.cached_tokens
-            leased = self.engine._scheduler.blocks._allocator.leased
+            leased = stats.blocks_leased
             assert leased <= self.limits["lease_share"] * (self.block_count - 1)
             self.leased += leased
         except RunnerDied:

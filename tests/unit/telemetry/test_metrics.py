@@ -17,6 +17,7 @@ def stats(**changes) -> StepStats:
         "preempted": 0,
         "blocks_used": 5,
         "blocks_total": 100,
+        "blocks_leased": 3,
         "cached_tokens": 0,
         "forward_s": 0.010,
         "step_s": 0.012,
@@ -167,6 +168,7 @@ def test_our_own_metrics_stand_beside_them(metrics):
         "weir_preemptions": "0",  # there from the first step on, so that a rate can be taken of the first one
         "weir_kv_blocks_used": "5",
         "weir_kv_blocks": "100",
+        "weir_kv_blocks_leased": "3",
         "weir_time_to_first_token_duration_count": "1",
         "weir_inter_token_duration_count": "3",
     }
