@@ -98,7 +98,10 @@ def _default(size: int, rope: Mapping[str, Any], device: torch.device) -> _Made:
 
 
 def _linear(size: int, rope: Mapping[str, Any], device: torch.device) -> _Made:
-    return _steady(1.0 / _powers(size, rope, device) / float(rope["factor"]))
+    factor = float(rope["factor"])
+    if not factor > 0:
+        raise ValueError(f"factor {factor}")
+    return _steady(1.0 / _powers(size, rope, device) / factor)
 
 
 def _llama3(size: int, rope: Mapping[str, Any], device: torch.device) -> _Made:
