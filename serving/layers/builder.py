@@ -233,7 +233,7 @@ class LayerBuilder:
 
     def attention(
         self, *, heads: int, kv_heads: int, head_dim: int, scale: float, window: int | None = None,
-        softcap: float | None = None,
+        softcap: float | None = None, value_dim: int | None = None,
     ) -> Attention:  # fmt: skip
         """The next layer's causal attention over the paged cache; layers are numbered in the order of these calls.
 
@@ -243,12 +243,12 @@ class LayerBuilder:
         size = self._ranks.size
         heads, kv_heads = heads // size, max(1, kv_heads // size)
         layer = len(self.built.kv_shapes)
-        self.built.kv_shapes.append(KVShape(kv_heads, head_dim))
+        self.built.kv_shapes.append(KVShape(kv_heads, head_dim, keys_only=value_dim is not None))
         self.built.windows.add(window)
         made = self._attention(
             AttentionSpec(
                 layer=layer, heads=heads, kv_heads=kv_heads, head_dim=head_dim, scale=scale, window=window,
-                softcap=softcap,
+                softcap=softcap, value_dim=value_dim,
             )
         )  # fmt: skip
         if made.padded_tokens:

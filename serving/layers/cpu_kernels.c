@@ -20,6 +20,8 @@ typedef uint16_t bf16;
 
 /* Below this many elements, waking the other threads costs more than they save. */
 enum { WORTH_SHARING = 1 << 15 };
+/* Query heads that one thread holds against a key-value head at a time. */
+enum { MOST_TOGETHER = 16 };
 
 INLINE float wide(bf16 x) {
     uint32_t bits = (uint32_t)x << 16;
@@ -55,20 +57,23 @@ INLINE float exponential(float x) {
     return power * two_to_whole;
 }
 
+/* tanh x by e^2x, which `exponential` keeps finite; the error is below 3e-7 everywhere. */
+INLINE float tangent(float x) { return 1.0f - 2.0f / (1.0f + exponential(2.0f * x)); }
+
 /* One query token's heads that share a key-value head, over the blocks of its context, with a running maximum
- * (Milakov and Gimelshein 2018, arXiv:1805.02867). `group` query heads of `dim`. */
+ * (Milakov and Gimelshein 2018, arXiv:1805.02867). `group` query heads of `dim`; the first `value_dim` numbers of a
+ * value count, which lies as far from the next as a key does. */
 INLINE void attend_group(
     bf16 *out, const bf16 *query, const bf16 *keys, const bf16 *values, const int64_t *table, int64_t first,
-    int64_t end, long group, long dim, long kv_heads, long kv_head, long block_size, float scale) {
-    float q[group][dim], sum[group][dim], score[group][block_size], top[group], total[group], lane[dim];
+    int64_t end, long group, long dim, long value_dim, long kv_heads, long kv_head, long block_size, float scale,
+    float cap) {
+    float q[group][dim], sum[group][value_dim], score[group][block_size], top[group], total[group], lane[dim];
     long stride = kv_heads * dim;
     for (long g = 0; g < group; g++) {
         top[g] = -INFINITY;
         total[g] = 0.0f;
-        for (long d = 0; d < dim; d++) {
-            q[g][d] = wide(query[g * dim + d]) * scale;
-            sum[g][d] = 0.0f;
-        }
+        for (long d = 0; d < dim; d++) q[g][d] = wide(query[g * dim + d]) * scale;
+        for (long d = 0; d < value_dim; d++) sum[g][d] = 0.0f;
     }
     for (int64_t block = first / block_size; block * block_size < end; block++) {
         long from = block * block_size < first ? first - block * block_size : 0;
@@ -83,54 +88,64 @@ INLINE void attend_group(
                 score[g][t] = dot;
             }
         }
+        if (cap > 0.0f)
+            for (long g = 0; g < group; g++)
+                for (long t = from; t < to; t++) score[g][t] = cap * tangent(score[g][t] / cap);
         for (long g = 0; g < group; g++) {
             float highest = top[g], added = 0.0f;
             for (long t = from; t < to; t++) highest = score[g][t] > highest ? score[g][t] : highest;
             float kept = top[g] == highest ? 1.0f : exponential(top[g] - highest);
             for (long t = from; t < to; t++) added += score[g][t] = exponential(score[g][t] - highest);
             if (kept != 1.0f)
-                for (long d = 0; d < dim; d++) sum[g][d] *= kept;
+                for (long d = 0; d < value_dim; d++) sum[g][d] *= kept;
             total[g] = total[g] * kept + added;
             top[g] = highest;
         }
         for (long g = 0; g < group; g++) {
-            float kept[dim];
-            for (long d = 0; d < dim; d++) kept[d] = sum[g][d];
+            float kept[value_dim];
+            for (long d = 0; d < value_dim; d++) kept[d] = sum[g][d];
             for (long t = from; t < to; t++)
-                for (long d = 0; d < dim; d++) kept[d] += score[g][t] * wide(value[t * stride + d]);
-            for (long d = 0; d < dim; d++) sum[g][d] = kept[d];
+                for (long d = 0; d < value_dim; d++) kept[d] += score[g][t] * wide(value[t * stride + d]);
+            for (long d = 0; d < value_dim; d++) sum[g][d] = kept[d];
         }
     }
     for (long g = 0; g < group; g++)
-        for (long d = 0; d < dim; d++) out[g * dim + d] = narrow(sum[g][d] / total[g]);
+        for (long d = 0; d < value_dim; d++) out[g * value_dim + d] = narrow(sum[g][d] / total[g]);
 }
 
 FOR_EVERY_CPU static void attend_one(
     bf16 *out, const bf16 *query, const bf16 *keys, const bf16 *values, const int64_t *table, int64_t first,
-    int64_t end, long group, long dim, long kv_heads, long kv_head, long block_size, float scale) {
+    int64_t end, long group, long dim, long value_dim, long kv_heads, long kv_head, long block_size, float scale,
+    float cap) {
     /* Known sizes let the compiler keep whole vectors in registers. */
-#define ATTEND(DIM) \
-    attend_group(out, query, keys, values, table, first, end, group, DIM, kv_heads, kv_head, block_size, scale)
-    if (dim == 64) ATTEND(64);
-    else if (dim == 128) ATTEND(128);
-    else ATTEND(dim);
+#define ATTEND(DIM, VALUE_DIM) \
+    attend_group( \
+        out, query, keys, values, table, first, end, group, DIM, VALUE_DIM, kv_heads, kv_head, block_size, scale, cap)
+    if (dim == 64 && value_dim == 64) ATTEND(64, 64);
+    else if (dim == 128 && value_dim == 128) ATTEND(128, 128);
+    else ATTEND(dim, value_dim);
 #undef ATTEND
 }
 
-/* out [rows, heads, dim]; query likewise with `query_stride` between rows; keys and values [blocks, block_size,
- * kv_heads, dim]; tables [rows, width]; positions [rows], of the queries; window 0 for none. */
+/* out [rows, heads, value_dim]; query [rows, heads, dim] with `query_stride` between rows; keys [blocks, block_size,
+ * kv_heads, dim], values likewise, of which the first `value_dim` numbers count; tables [rows, width]; positions
+ * [rows], of the queries; window 0 and cap 0 for none. */
 void weir_attend(
     bf16 *out, const bf16 *query, long query_stride, const bf16 *keys, const bf16 *values, const int64_t *tables,
-    long width, const int64_t *positions, long rows, long heads, long kv_heads, long dim, long block_size, float scale,
-    long window) {
-    long group = heads / kv_heads;
-#pragma omp parallel for schedule(dynamic) if (rows * kv_heads > 1)
-    for (long item = 0; item < rows * kv_heads; item++) {
-        long row = item / kv_heads, kv_head = item % kv_heads, head = kv_head * group;
+    long width, const int64_t *positions, long rows, long heads, long kv_heads, long dim, long value_dim,
+    long block_size, float scale, float cap, long window) {
+    /* Many heads over one key-value head are split: for all threads, and for a thread's stack. */
+    long shared = heads / kv_heads, parts = (shared + MOST_TOGETHER - 1) / MOST_TOGETHER;
+    long items = rows * kv_heads * parts;
+#pragma omp parallel for schedule(dynamic) if (items > 1)
+    for (long item = 0; item < items; item++) {
+        long row = item / (kv_heads * parts), kv_head = item / parts % kv_heads, part = item % parts;
+        long begin = part * shared / parts, group = (part + 1) * shared / parts - begin;
+        long head = kv_head * shared + begin;
         int64_t end = positions[row] + 1, first = window > 0 && end > window ? end - window : 0;
         attend_one(
-            out + (row * heads + head) * dim, query + row * query_stride + head * dim, keys, values,
-            tables + row * width, first, end, group, dim, kv_heads, kv_head, block_size, scale);
+            out + (row * heads + head) * value_dim, query + row * query_stride + head * dim, keys, values,
+            tables + row * width, first, end, group, dim, value_dim, kv_heads, kv_head, block_size, scale, cap);
     }
 }
 

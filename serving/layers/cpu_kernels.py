@@ -12,12 +12,14 @@ from torch import Tensor
 
 _POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 _SIGNATURES = {
-    "weir_attend": [_POINTER, _POINTER, _SIZE, *[_POINTER] * 3, _SIZE, _POINTER, *[_SIZE] * 5, _FLOAT, _SIZE],
+    "weir_attend": [
+        _POINTER, _POINTER, _SIZE, *[_POINTER] * 3, _SIZE, _POINTER, *[_SIZE] * 6, _FLOAT, _FLOAT, _SIZE,
+    ],
     "weir_store": [_POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _SIZE],
     "weir_rms_norm": [_POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _SIZE, _FLOAT],
     "weir_rotate": [_POINTER, _POINTER, _SIZE, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE],
     "weir_silu_gate": [_POINTER, _POINTER, _SIZE, _SIZE],
-}
+}  # fmt: skip
 
 
 def compiled_library() -> Path | None:
@@ -45,30 +47,34 @@ class CpuKernels:
         self._silu_gate = self._library.weir_silu_gate
 
     def attend(
-        self, query: Tensor, keys: Tensor, values: Tensor, tables: Tensor, positions: Tensor, scale: float, window: int
-    ) -> Tensor:
+        self, query: Tensor, keys: Tensor, values: Tensor, tables: Tensor, positions: Tensor, scale: float, window: int,
+        softcap: float = 0.0,
+    ) -> Tensor:  # fmt: skip
         """One query token a row over its own blocks, read in place.
 
         Args:
             query: [rows, heads, head_dim]; rows may lie apart.
-            keys: [blocks, block_size, kv_heads, head_dim], as `values`.
+            keys: [blocks, block_size, kv_heads, head_dim].
+            values: likewise, or the first `value_dim` numbers of every key.
             tables: block ids, [rows * blocks a row].
             positions: of the queries, [rows].
             window: how many positions back a query looks, itself included; 0 for all.
+            softcap: what scores are kept within by a tangent; 0 for nothing.
 
         Returns:
-            [rows, heads * head_dim].
+            [rows, heads * size of a value].
         """
         rows, heads, head_dim = query.shape
         _, block_size, kv_heads, _ = keys.shape
         assert query.stride()[1:] == (head_dim, 1)
         assert keys.is_contiguous()
-        assert values.is_contiguous()
-        output = query.new_empty(rows, heads * head_dim)
+        assert values.stride() == keys.stride()
+        value_dim = values.shape[-1]
+        output = query.new_empty(rows, heads * value_dim)
         self._attend(
             output.data_ptr(), query.data_ptr(), query.stride(0), keys.data_ptr(), values.data_ptr(),
-            tables.data_ptr(), len(tables) // rows, positions.data_ptr(), rows, heads, kv_heads, head_dim, block_size,
-            scale, window,
+            tables.data_ptr(), len(tables) // rows, positions.data_ptr(), rows, heads, kv_heads, head_dim, value_dim,
+            block_size, scale, softcap, window,
         )  # fmt: skip
         return output
 

@@ -1,4 +1,4 @@
-"""Every attention backend against its slow twin, `sdpa`, in float32."""
+"""Every attention backend against its slow twin, `sdpa`, or `eager` for what `sdpa` cannot do, in float32."""
 
 import random
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from serving.layers.attention.backend import AttentionSpec
-from serving.layers.attention.kv_cache import KVCache, KVShape
+from serving.layers.attention.kv_cache import KVCache, KVShape, block_bytes
 from serving.layers.attention.select import BACKENDS, fastest, select
 from serving.layers.cpu_kernels import compiled_library
 from serving.plan import Row
@@ -17,21 +17,21 @@ AVAILABLE = [name for name in sorted(BACKENDS) if name != "native" or compiled_l
 
 
 def attended(backend, spec, dtype, rows, query, key, value, past):
-    cache = KVCache([KVShape(spec.kv_heads, spec.head_dim)], 300, BLOCK, dtype, CPU)
-    for kept, old in ((cache.keys[0], past[0]), (cache.values[0], past[1])):
-        kept.copy_(old)
+    keys_only = spec.value_dim is not None
+    cache = KVCache([KVShape(spec.kv_heads, spec.head_dim, keys_only)], 300, BLOCK, dtype, CPU)
+    cache.keys[0].copy_(past[0])
+    if not keys_only:
+        cache.values[0].copy_(past[1])
     attention = select(backend)(spec)
     padded = [spec.window] if attention.padded_tokens else []
     batch = InputBuilder(cache, BLOCK, [spec.window], dtype, CPU, padded).build(rows).batch
-    return attention(query.to(dtype), key.to(dtype), value.to(dtype), batch).float()
+    value = None if keys_only else value.to(dtype)
+    return attention(query.to(dtype), key.to(dtype), value, batch).float()
 
 
-@pytest.mark.parametrize("backend", AVAILABLE)
-@pytest.mark.parametrize("window", [None, 20])
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(12, 4, 64), (4, 4, 32), (8, 1, 16)])
-@pytest.mark.parametrize("counts", [[1] * 3, [1] * 8, [1] * 33, [5, 96, 200], [1] * 9 + [130]])
-def test_every_backend_is_as_near_to_float32_as_its_slow_twin(backend, window, heads, kv_heads, head_dim, counts):
-    rng = random.Random(len(counts) * heads)
+def held_to_twin(backend, spec, counts, twin="sdpa"):
+    """Scores pass through bfloat16 once where the twin keeps them in float32."""
+    rng = random.Random(len(counts) * spec.heads)
     torch.manual_seed(0)
     free = iter(rng.sample(range(1, 300), 299))
     rows = []
@@ -39,19 +39,49 @@ def test_every_backend_is_as_near_to_float32_as_its_slow_twin(backend, window, h
         position = rng.randrange(70)
         table = [next(free) for _ in range(-(-(position + count) // BLOCK))]
         rows.append(Row(sequence_id=i, token_ids=[0] * count, position=position, block_table=table, sample=True))
+    tokens = sum(counts)
+    query = torch.randn(tokens, spec.heads, spec.head_dim).bfloat16().float()
+    key, value = (torch.randn(tokens, spec.kv_heads, spec.head_dim).bfloat16().float() for _ in range(2))
+    past = [torch.randn(300, BLOCK, spec.kv_heads, spec.head_dim).bfloat16().float() for _ in range(2)]
+    exact = attended(twin, spec, torch.float32, rows, query, key, value, past)
+    slow = attended(twin, spec, torch.bfloat16, rows, query, key, value, past)
+    got = attended(backend, spec, torch.bfloat16, rows, query, key, value, past)
+    assert (got - exact).abs().mean() <= 3 * (slow - exact).abs().mean()
+    assert (got - exact).abs().max() <= 0.05
+
+
+@pytest.mark.parametrize("backend", AVAILABLE)
+@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(12, 4, 64), (4, 4, 32), (8, 1, 16)])
+@pytest.mark.parametrize("counts", [[1] * 3, [1] * 8, [1] * 33, [5, 96, 200], [1] * 9 + [130]])
+def test_every_backend_is_as_near_to_float32_as_its_slow_twin(backend, window, heads, kv_heads, head_dim, counts):
     spec = AttentionSpec(
         layer=0, heads=heads, kv_heads=kv_heads, head_dim=head_dim, scale=head_dim**-0.5, window=window
     )
-    tokens = sum(counts)
-    query = torch.randn(tokens, heads, head_dim).bfloat16().float()
-    key, value = (torch.randn(tokens, kv_heads, head_dim).bfloat16().float() for _ in range(2))
-    past = [torch.randn(300, BLOCK, kv_heads, head_dim).bfloat16().float() for _ in range(2)]
-    exact = attended("sdpa", spec, torch.float32, rows, query, key, value, past)
-    twin = attended("sdpa", spec, torch.bfloat16, rows, query, key, value, past)
-    got = attended(backend, spec, torch.bfloat16, rows, query, key, value, past)
-    # Scores pass through bfloat16 once where the twin keeps them in float32.
-    assert (got - exact).abs().mean() <= 3 * (twin - exact).abs().mean()
-    assert (got - exact).abs().max() <= 0.05
+    held_to_twin(backend, spec, counts)
+
+
+COUNTS = [[1] * 3, [1] * 9, [5, 96], [1] * 9 + [130]]
+
+
+@pytest.mark.parametrize("backend", [name for name in AVAILABLE if name not in ("eager", "sdpa")])
+@pytest.mark.parametrize("counts", COUNTS)
+@pytest.mark.parametrize(("softcap", "window"), [(1.5, None), (1.5, 20), (50.0, None)])
+def test_capped_scores_are_as_near_as_where_every_score_is_written_out(backend, softcap, window, counts):
+    spec = AttentionSpec(
+        layer=0, heads=8, kv_heads=2, head_dim=32, scale=32**-0.5, window=window, softcap=softcap
+    )  # fmt: skip
+    held_to_twin(backend, spec, counts, "eager")
+
+
+@pytest.mark.parametrize("backend", [name for name in AVAILABLE if name not in ("eager", "sdpa")])
+@pytest.mark.parametrize("counts", COUNTS)
+@pytest.mark.parametrize(("heads", "kv_heads"), [(8, 1), (40, 1), (6, 2)])
+def test_values_within_keys_are_as_near_as_where_every_score_is_written_out(backend, heads, kv_heads, counts):
+    spec = AttentionSpec(
+        layer=0, heads=heads, kv_heads=kv_heads, head_dim=40, scale=40**-0.5, window=None, value_dim=32
+    )
+    held_to_twin(backend, spec, counts, "eager")
 
 
 def test_many_scores_stay_with_the_twin_that_holds_a_tile_of_them(monkeypatch):
@@ -69,7 +99,7 @@ def test_float32_keeps_the_kernel_whose_rows_do_not_depend_on_their_batch():
     assert fastest(CPU, torch.bfloat16) == ("native" if compiled_library() else "matmul")
 
 
-@pytest.mark.parametrize("backend", AVAILABLE)
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
 def test_a_soft_cap_is_computed_by_a_backend_that_can_and_never_left_out(backend):
     torch.manual_seed(0)
     spec = AttentionSpec(layer=0, heads=4, kv_heads=2, head_dim=16, scale=0.5, window=20, softcap=2.0)
@@ -106,3 +136,18 @@ def test_blocks_outside_the_window_are_never_read(backend, counts):
             kept[outside] = float("nan")
     got = attended(backend, spec, torch.bfloat16, rows, query, key, value, past)
     assert (got - want).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+def test_values_may_be_the_first_numbers_of_the_keys_and_are_then_not_kept(backend):
+    torch.manual_seed(0)
+    spec = AttentionSpec(layer=0, heads=4, kv_heads=1, head_dim=20, scale=0.2, window=None, value_dim=16)
+    rows = [Row(sequence_id=0, token_ids=[0] * 40, position=0, block_table=[3, 2, 1], sample=True)]
+    query, key = torch.randn(40, 4, 20), torch.randn(40, 1, 20)
+    got = attended(backend, spec, torch.float32, rows, query, key, None, [torch.zeros(300, BLOCK, 1, 20)])
+    scores = torch.einsum("qhd,kd->hqk", query, key[:, 0]) * 0.2
+    chances = scores.masked_fill(torch.ones(40, 40).triu(1).bool(), float("-inf")).softmax(-1)
+    assert torch.allclose(got, torch.einsum("hqk,kd->qhd", chances, key[:, 0, :16]).flatten(1), atol=1e-5)
+    shape = KVShape(1, 20, keys_only=True)
+    assert KVCache([shape], 3, BLOCK, torch.float32, CPU).nbytes == 3 * block_bytes([shape], BLOCK, torch.float32)
+    assert block_bytes([shape], BLOCK, torch.float32) == BLOCK * 20 * 4

@@ -20,6 +20,8 @@ class AttentionSpec:
         scale: what scores are multiplied by, first of all.
         window: how many positions back a token looks, itself included; `None` looks at all.
         softcap: scores become `softcap * tanh(score / softcap)` before the mask; `None` leaves them.
+        value_dim: values are the first `value_dim` numbers of the keys and nothing is kept of them; `None` where
+            they are kept for themselves, `head_dim` numbers each.
     """
 
     layer: int
@@ -29,6 +31,7 @@ class AttentionSpec:
     scale: float
     window: int | None
     softcap: float | None = None
+    value_dim: int | None = None
 
 
 class Attention(Protocol):
@@ -43,8 +46,11 @@ class Attention(Protocol):
     spec: AttentionSpec
     padded_tokens: bool
 
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, batch: ForwardBatch) -> Tensor:
-        """query [tokens, heads, head_dim], key and value [tokens, kv_heads, head_dim] -> [tokens, heads * head_dim]."""
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor | None, batch: ForwardBatch) -> Tensor:
+        """query [tokens, heads, head_dim], key and value [tokens, kv_heads, head_dim] -> [tokens, heads * head_dim].
+
+        Where the spec has a `value_dim`, value is `None` and the result [tokens, heads * value_dim].
+        """
         ...
 
 

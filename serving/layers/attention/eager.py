@@ -27,17 +27,22 @@ class EagerAttention(nn.Module):
         """See `AttentionBackend`."""
         return True
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, batch: ForwardBatch) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor | None, batch: ForwardBatch) -> Tensor:
         """See `Attention`."""
         return attend_groups(partial(attend, self.spec), query, key, value, batch, self.spec.layer)
 
 
 def attend(spec: AttentionSpec, query: Tensor, keys: Tensor, values: Tensor, group: AttentionGroup) -> Tensor:
-    """One group's attention: query [tokens, heads, head_dim] -> [tokens, heads * head_dim]. Scores are in float32."""
+    """One group's attention: query [tokens, heads, head_dim] -> [tokens, heads * size of a value].
+
+    Scores are in float32.
+    """
     rows, shared, context = group.rows, spec.heads // spec.kv_heads, group.contexts[spec.window]
     shape = (rows, -1, spec.kv_heads, spec.head_dim)
-    key = gathered(keys, context).view(shape).permute(0, 2, 3, 1)  # [rows, kv_heads, head_dim, context]
-    value = gathered(values, context).view(shape).transpose(1, 2)  # [rows, kv_heads, context, head_dim]
+    key = gathered(keys, context).view(shape)
+    value = gathered(values, context).view(shape) if spec.value_dim is None else key[..., : spec.value_dim]
+    # [rows, kv_heads, head_dim, context] and [rows, kv_heads, context, size of a value]
+    key, value = key.permute(0, 2, 3, 1), value.transpose(1, 2)
     # The heads that share a key stand below one another: [rows, kv_heads, shared * tokens, head_dim].
     grouped = query.view(rows, -1, spec.kv_heads, shared, spec.head_dim).permute(0, 2, 3, 1, 4).flatten(2, 3)
     scores = torch.matmul(grouped, key).float().mul_(spec.scale)

@@ -12,10 +12,15 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class KVShape:
-    """What one layer keeps of a token: two vectors of `heads * head_dim`."""
+    """What one layer keeps of a token: a key of `heads * head_dim` numbers, and a value of as many.
+
+    Attributes:
+        keys_only: whether the values are a part of the keys, so that nothing is kept of them.
+    """
 
     heads: int
     head_dim: int
+    keys_only: bool = False
 
 
 class KVCache:
@@ -28,7 +33,7 @@ class KVCache:
 
     Attributes:
         keys: a tensor a layer: [blocks, block_size, kv_heads, head_dim].
-        values: likewise.
+        values: likewise, or of no width where a layer keeps keys only.
     """
 
     def __init__(
@@ -41,7 +46,8 @@ class KVCache:
         for shape in shapes:
             size = (block_count, block_size, shape.heads, shape.head_dim)
             self.keys.append(torch.empty(size, dtype=dtype, device=device).zero_())
-            self.values.append(torch.empty(size, dtype=dtype, device=device).zero_())
+            width = 0 if shape.keys_only else shape.head_dim
+            self.values.append(torch.empty((*size[:-1], width), dtype=dtype, device=device).zero_())
 
     @property
     def nbytes(self) -> int:
@@ -51,4 +57,5 @@ class KVCache:
 
 def block_bytes(shapes: Sequence[KVShape], block_size: int, dtype: torch.dtype) -> int:
     """Bytes of one block over all layers."""
-    return sum(2 * shape.heads * shape.head_dim for shape in shapes) * block_size * dtype.itemsize
+    numbers = sum((1 if shape.keys_only else 2) * shape.heads * shape.head_dim for shape in shapes)
+    return numbers * block_size * dtype.itemsize

@@ -1,7 +1,7 @@
 """Paged attention of single tokens by our own kernel, which reads the blocks where they lie; bfloat16 on a CPU.
 
-Held to `sdpa`; chunks stay with `matmul`, whose products are large enough for torch. Knows no rank and no number
-format.
+Held to `sdpa` and `eager`; chunks stay with `matmul`, whose products are large enough for torch. Knows no rank and no
+number format.
 """
 
 import torch
@@ -29,13 +29,15 @@ class NativeAttention(nn.Module):
     @staticmethod
     def supports(spec: AttentionSpec) -> bool:
         """See `AttentionBackend`."""
-        return spec.softcap is None
+        return True
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, batch: ForwardBatch) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor | None, batch: ForwardBatch) -> Tensor:
         """See `Attention`."""
         spec, keys, values = self.spec, batch.keys[self.spec.layer], batch.values[self.spec.layer]
         self.kernels.store(keys, key, batch.slots)
-        self.kernels.store(values, value, batch.slots)
+        if value is not None:
+            self.kernels.store(values, value, batch.slots)
+        kept = values if spec.value_dim is None else keys[..., : spec.value_dim]
         outputs = []
         for group in batch.groups:
             span = slice(group.start, group.start + group.rows * group.query_length)
@@ -44,7 +46,8 @@ class NativeAttention(nn.Module):
                 continue
             outputs.append(
                 self.kernels.attend(
-                    query[span], keys, values, group.blocks, batch.positions[span], spec.scale, spec.window or 0
+                    query[span], keys, kept, group.blocks, batch.positions[span], spec.scale, spec.window or 0,
+                    spec.softcap or 0.0,
                 )
-            )
+            )  # fmt: skip
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

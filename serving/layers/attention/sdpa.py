@@ -6,6 +6,7 @@ Runs on every device; knows no rank and no number format.
 from collections.abc import Callable
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -27,29 +28,30 @@ class SdpaAttention(nn.Module):
     @staticmethod
     def supports(spec: AttentionSpec) -> bool:
         """See `AttentionBackend`."""
-        return spec.softcap is None
+        return spec.softcap is None and spec.value_dim is None
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, batch: ForwardBatch) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor | None, batch: ForwardBatch) -> Tensor:
         """See `Attention`."""
         return attend_groups(partial(attend, self.spec), query, key, value, batch, self.spec.layer)
 
 
-def attend_groups(attend: Attend, query: Tensor, key: Tensor, value: Tensor, batch: ForwardBatch, layer: int) -> Tensor:
+def attend_groups(
+    attend: Attend, query: Tensor, key: Tensor, value: Tensor | None, batch: ForwardBatch, layer: int
+) -> Tensor:
     """Write the new keys and values into the cache, then let `attend` compute group after group.
 
     Args:
-        attend: from a group's queries and the layer's whole cache to [tokens, heads * head_dim].
+        attend: from a group's queries and the layer's whole cache to [tokens, heads * size of a value].
     """
     keys, values = batch.keys[layer], batch.values[layer]
     keys.view(-1, *key.shape[1:]).index_copy_(0, batch.slots, key)
-    values.view(-1, *value.shape[1:]).index_copy_(0, batch.slots, value)
-    if len(batch.groups) == 1:
-        return attend(query, keys, values, batch.groups[0])
-    output = query.new_empty(len(query), query[0].numel())
-    for group in batch.groups:
-        end = group.start + group.rows * group.query_length
-        output[group.start : end] = attend(query[group.start : end], keys, values, group)
-    return output
+    if value is not None:
+        values.view(-1, *value.shape[1:]).index_copy_(0, batch.slots, value)
+    outputs = [
+        attend(query[group.start : group.start + group.rows * group.query_length], keys, values, group)
+        for group in batch.groups
+    ]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
 def gathered(cache: Tensor, context: Context) -> Tensor:
