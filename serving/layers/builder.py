@@ -16,10 +16,10 @@ from serving.layers.activation import activation, make_gate
 from serving.layers.attention.backend import Attention, AttentionMaker, AttentionSpec
 from serving.layers.attention.kv_cache import KVShape
 from serving.layers.embedding import Embedding, Scaled, SplitEmbedding
-from serving.layers.linear import Linear, SplitHead, SummedLinear, make_linear
-from serving.layers.moe import Expert, Router, SummedExperts, make_experts
+from serving.layers.linear import HeadLinear, Linear, SplitHead, SummedLinear, WideLinear, make_linear
+from serving.layers.moe import BiasedRouter, Expert, GroupRouter, Router, SummedExperts, make_experts
 from serving.layers.norm import HeadLayerNorm, LayerNorm, SplitRMSNorm, WideRMSNorm, make_rms_norm
-from serving.layers.rotary import Rotary, Rotation, make_partial_rotation, make_rotation, rotate_pairs
+from serving.layers.rotary import Rotary, Rotation, make_pair_rotation, make_partial_rotation, make_rotation
 from serving.parallel import OneRank, Ranks
 from serving.weights.checkpoint import Checkpoint
 
@@ -137,6 +137,23 @@ class LayerBuilder:
         """A linear layer that every rank computes whole. Raises ModelError."""
         return make_linear(self._kept([self._weight(name)]), self._tensor(f"{name}.bias") if bias else None)
 
+    def latent_projections(self, name: str, heads: int, key_dim: int, value_dim: int) -> tuple[nn.Module, nn.Module]:
+        """The up-projection of multi-head latent attention, where each head's keys stand above its values.
+
+        Returns:
+            From queries to what they are to latents, [tokens, heads, key_dim] -> [tokens, heads, latent], and from
+            attended latents to values, [tokens, heads, latent] -> [tokens, heads, value_dim]; ranks share the heads
+            out. Raises ModelError.
+        """
+        weight = self._weight(name)
+        if len(weight) != heads * (key_dim + value_dim):
+            raise ModelError(
+                f"{self._prefix}{name} has {len(weight)} outputs, but config.json says {heads * (key_dim + value_dim)}"
+            )
+        kept = self._kept([weight[self._span(name, len(weight), heads, repeated=False)]])
+        key, value = kept.unflatten(0, (-1, key_dim + value_dim)).split((key_dim, value_dim), 1)
+        return HeadLinear(key), HeadLinear(value.transpose(1, 2))
+
     def head(self, name: str, vocab_size: int, tied_to: str | None = None, bias: bool = False) -> nn.Module:
         """The layer from hidden states to logits; `tied_to` names the embedding whose weight it shares.
 
@@ -207,7 +224,7 @@ class LayerBuilder:
 
     def pair_rotation(self) -> Rotation:
         """The same where numbers that turn together are neighbours."""
-        return rotate_pairs
+        return make_pair_rotation(self._device, self._dtype)
 
     def gate(self, name: str) -> Callable[[Tensor], Tensor]:
         """`activation(gate) * up` of the two side by side: [tokens, 2 * size] -> [tokens, size]. Raises ModelError."""
@@ -220,6 +237,23 @@ class LayerBuilder:
     def router(self, name: str, *, chosen: int, normalized: bool) -> nn.Module:
         """Chooses the experts of every token: shares and ids, each [tokens, chosen]. Raises ModelError."""
         return Router(self.replicated(name), chosen, normalized)
+
+    def group_router(
+        self, name: str, *, chosen: int, groups: int, chosen_groups: int, factor: float
+    ) -> nn.Module:  # fmt: skip
+        """The same among the best groups, in float32. Raises ModelError."""
+        return GroupRouter(
+            self._scores(name, groups), chosen=chosen, groups=groups, chosen_groups=chosen_groups, factor=factor
+        )
+
+    def biased_router(
+        self, name: str, *, bias: str, chosen: int, groups: int, chosen_groups: int, normalized: bool, factor: float
+    ) -> nn.Module:
+        """The same for experts that are scored each by itself; `bias` stands below `name`. Raises ModelError."""
+        return BiasedRouter(
+            self._scores(name, groups), self._tensor(f"{name}.{bias}", torch.float32), chosen=chosen, groups=groups,
+            chosen_groups=chosen_groups, normalized=normalized, factor=factor,
+        )  # fmt: skip
 
     def experts(self, count: int, *, gate: str, up: str, down: str, activation: str) -> nn.Module:
         """Gated feed-forwards, numbered from here on: x, shares and ids of a `router` -> [tokens, hidden].
@@ -313,16 +347,22 @@ class LayerBuilder:
         weight = self._read(f"{name}.weight")
         return weight.t() if self._transposed else weight
 
-    def _tensor(self, name: str) -> Tensor:
-        return self._kept([self._read(name)])
+    def _scores(self, name: str, groups: int) -> nn.Module:
+        weight = self._tensor(f"{name}.weight", torch.float32)
+        if len(weight) % groups:
+            raise ModelError(f"config.json: {len(weight)} experts do not stand in {groups} groups")
+        return WideLinear(weight)
+
+    def _tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        return self._kept([self._read(name)], dtype)
 
     def _read(self, name: str) -> Tensor:
         return self._checkpoint.read(self._prefix + name)
 
-    def _kept(self, parts: Sequence[Tensor]) -> Tensor:
+    def _kept(self, parts: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor:
         """Copy parts, one below the other, to where they stay: a view would change with the mapped file."""
         shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
-        kept, filled = torch.empty(shape, device=self._device, dtype=self._dtype), 0
+        kept, filled = torch.empty(shape, device=self._device, dtype=dtype or self._dtype), 0
         for part in parts:
             kept[filled : filled + len(part)].copy_(part)
             filled += len(part)

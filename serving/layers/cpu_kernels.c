@@ -168,24 +168,43 @@ void weir_rms_norm(bf16 *out, const bf16 *x, long stride, const bf16 *weight, lo
     for (long row = 0; row < rows; row++) norm_one(out + row * size, x + row * stride, weight, size, eps);
 }
 
-FOR_EVERY_CPU static void rotate_one(
-    bf16 *out, const bf16 *x, const bf16 *cosines, const bf16 *sines, long heads, long dim) {
-    long half = dim / 2;
-    for (long head = 0; head < heads; head++, x += dim, out += dim)
+/* The first `size` numbers of every head are turned, those that follow kept; `apart` numbers lie between heads of x. */
+FOR_EVERY_CPU static void rotate_halves(
+    bf16 *out, const bf16 *x, long apart, const bf16 *cosines, const bf16 *sines, long heads, long dim, long size) {
+    long half = size / 2;
+    for (long head = 0; head < heads; head++, x += apart, out += dim) {
         for (long i = 0; i < half; i++) {
             float low = wide(x[i]), high = wide(x[half + i]);
             out[i] = narrow(low * wide(cosines[i]) + high * wide(sines[i]));
             out[half + i] = narrow(high * wide(cosines[half + i]) + low * wide(sines[half + i]));
         }
+        memcpy(out + size, x + size, (dim - size) * sizeof(bf16));
+    }
 }
 
-/* out [tokens, heads, dim]; x likewise with `stride` between tokens; cosines and sines [tokens, dim]. */
+FOR_EVERY_CPU static void rotate_pairs(
+    bf16 *out, const bf16 *x, long apart, const bf16 *cosines, const bf16 *sines, long heads, long dim, long size) {
+    const bf16 *positive = sines + size / 2;
+    for (long head = 0; head < heads; head++, x += apart, out += dim) {
+        for (long i = 0; i < size / 2; i++) {
+            float even = wide(x[2 * i]), odd = wide(x[2 * i + 1]), cosine = wide(cosines[i]), sine = wide(positive[i]);
+            out[2 * i] = narrow(even * cosine - odd * sine);
+            out[2 * i + 1] = narrow(odd * cosine + even * sine);
+        }
+        memcpy(out + size, x + size, (dim - size) * sizeof(bf16));
+    }
+}
+
+/* out [tokens, heads, dim]; x likewise with `stride` between tokens and `apart` between heads; cosines and sines
+ * [tokens, size], the first half of the sines negated. `pairs`: neighbours turn together, not halves. */
 void weir_rotate(
-    bf16 *out, const bf16 *x, long stride, const bf16 *cosines, const bf16 *sines, long tokens, long heads, long dim) {
+    bf16 *out, const bf16 *x, long stride, long apart, const bf16 *cosines, const bf16 *sines, long tokens, long heads,
+    long dim, long size, int pairs) {
 #pragma omp parallel for if (tokens * heads * dim > WORTH_SHARING)
     for (long token = 0; token < tokens; token++)
-        rotate_one(
-            out + token * heads * dim, x + token * stride, cosines + token * dim, sines + token * dim, heads, dim);
+        (pairs ? rotate_pairs : rotate_halves)(
+            out + token * heads * dim, x + token * stride, apart, cosines + token * size, sines + token * size, heads,
+            dim, size);
 }
 
 FOR_EVERY_CPU static void gate_one(bf16 *out, const bf16 *gate, const bf16 *up, long size) {

@@ -17,7 +17,7 @@ _SIGNATURES = {
     ],
     "weir_store": [_POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _SIZE],
     "weir_rms_norm": [_POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _SIZE, _FLOAT],
-    "weir_rotate": [_POINTER, _POINTER, _SIZE, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE],
+    "weir_rotate": [_POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _POINTER, *[_SIZE] * 4, ctypes.c_int],
     "weir_silu_gate": [_POINTER, _POINTER, _SIZE, _SIZE],
 }  # fmt: skip
 
@@ -93,14 +93,21 @@ class CpuKernels:
         )  # fmt: skip
         return output
 
-    def rotate(self, x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-        """See `layers.rotary.rotate`: [tokens, heads, head_dim] -> the same."""
+    def rotate(self, x: Tensor, cosines: Tensor, sines: Tensor, *, pairs: bool = False) -> Tensor:
+        """See `layers.rotary.rotate`, or `rotate_pairs`: [tokens, heads, head_dim] -> the same.
+
+        Args:
+            cosines: [tokens, 1, size], as `sines`: what follows the first `size` numbers of a head is kept.
+        """
         tokens, heads, head_dim = x.shape
-        assert x.stride()[1:] == (head_dim, 1)
+        assert x.stride(2) == 1
+        assert cosines.is_contiguous()
+        assert sines.is_contiguous()
         output = torch.empty(x.shape, dtype=x.dtype)
         self._rotate(
-            output.data_ptr(), x.data_ptr(), x.stride(0), cosines.data_ptr(), sines.data_ptr(), tokens, heads, head_dim
-        )
+            output.data_ptr(), x.data_ptr(), x.stride(0), x.stride(1), cosines.data_ptr(), sines.data_ptr(), tokens,
+            heads, head_dim, cosines.shape[-1], pairs,
+        )  # fmt: skip
         return output
 
     def silu_gate(self, gate_up: Tensor) -> Tensor:

@@ -81,6 +81,30 @@ class SplitHead(nn.Module):
         return self.ranks.gather(self.part(x))[..., : self.size]
 
 
+class HeadLinear(nn.Module):
+    """A product with a matrix of each head's own. weight [heads, in, out]."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[tokens, heads, in] -> [tokens, heads, out]."""
+        return torch.bmm(x.transpose(0, 1), self.weight).transpose(0, 1)
+
+
+class WideLinear(nn.Module):
+    """A linear layer in float32, whatever the type of its input. weight [out, in], in float32."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.linear = make_linear(weight, None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[rows, in] -> [rows, out], in float32."""
+        return self.linear(x.float())
+
+
 def make_linear(weight: Tensor, bias: Tensor | None) -> nn.Module:
     """The layer with the fastest kernel for the weight's device and type. weight [out, in], bias [out]."""
     return PackedLinear(weight, bias) if packs(weight.device.type, weight.dtype) else Linear(weight, bias)

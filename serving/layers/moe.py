@@ -38,6 +38,71 @@ class Router(nn.Module):
         return shares / shares.sum(-1, keepdim=True) if self.normalized else shares, ids
 
 
+class GroupRouter(nn.Module):
+    """Chooses among the experts of the best groups, by the softmax of their scores (DeepSeek-AI 2024,
+    arXiv:2405.04434, section 2.2.2). A group is as good as its best expert.
+
+    Args:
+        scores: [tokens, hidden] -> [tokens, experts], in float32.
+        groups: how many groups the experts stand in, one beside the other.
+        factor: what the shares are multiplied by.
+    """
+
+    def __init__(self, scores: nn.Module, *, chosen: int, groups: int, chosen_groups: int, factor: float) -> None:
+        super().__init__()
+        self.scores, self.chosen, self.factor = scores, chosen, factor
+        self.groups, self.chosen_groups = groups, chosen_groups
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[tokens, hidden] -> shares in float32 and ids of the experts, each [tokens, chosen]."""
+        shares = self.scores(x).softmax(-1)
+        if self.chosen_groups < self.groups:
+            grouped = shares.unflatten(-1, (self.groups, -1))
+            shares = _within_best(grouped, grouped.amax(-1), self.chosen_groups, 0.0)
+        shares, ids = shares.topk(self.chosen, -1)
+        return shares * self.factor, ids
+
+
+class BiasedRouter(nn.Module):
+    """Scores every expert by itself and chooses, among the best groups, by scores to which a learned bias is added
+    (DeepSeek-AI 2024, arXiv:2412.19437, section 2.1.2). A group is as good as its best two experts together.
+
+    Args:
+        scores: [tokens, hidden] -> [tokens, experts], in float32.
+        bias: for the choice alone, not for the shares: [experts], in float32.
+        groups: how many groups the experts stand in, one beside the other.
+        normalized: whether the shares of those chosen are made to sum to one.
+        factor: what the shares are multiplied by.
+    """
+
+    def __init__(
+        self, scores: nn.Module, bias: Tensor, *, chosen: int, groups: int, chosen_groups: int, normalized: bool,
+        factor: float,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.scores, self.bias, self.chosen, self.normalized, self.factor = scores, bias, chosen, normalized, factor
+        self.groups, self.chosen_groups = groups, chosen_groups
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[tokens, hidden] -> shares in float32 and ids of the experts, each [tokens, chosen]."""
+        scores = self.scores(x).sigmoid()
+        biased = scores + self.bias
+        if self.chosen_groups < self.groups:
+            grouped = biased.unflatten(-1, (self.groups, -1))
+            biased = _within_best(grouped, grouped.topk(2, -1).values.sum(-1), self.chosen_groups, float("-inf"))
+        ids = biased.topk(self.chosen, -1).indices
+        shares = scores.gather(-1, ids)
+        if self.normalized:
+            shares = shares / (shares.sum(-1, keepdim=True) + 1e-20)
+        return shares * self.factor, ids
+
+
+def _within_best(grouped: Tensor, worth: Tensor, count: int, other: float) -> Tensor:
+    """grouped [tokens, groups, size], worth [tokens, groups] -> [tokens, groups * size], `other` outside the best."""
+    best = torch.zeros_like(worth, dtype=torch.bool).scatter_(1, worth.topk(count, -1).indices, True)
+    return grouped.masked_fill(~best.unsqueeze(-1), other).flatten(1)
+
+
 class LoopedExperts(nn.Module):
     """Expert after expert, each over the tokens that chose it: the slow twin of every grouped kernel.
 

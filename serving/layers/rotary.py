@@ -71,12 +71,16 @@ def make_rotation(device: torch.device, dtype: torch.dtype) -> Rotation:
 
 def make_partial_rotation(device: torch.device, dtype: torch.dtype, size: int) -> Rotation:
     """The same for the first `size` numbers of every head; the rest stays."""
-    whole = make_rotation(device, dtype)
+    kernels = load(device, dtype)
+    if kernels is not None:
+        return lambda x, angles: kernels.rotate(x, *angles)
+    return lambda x, angles: torch.cat((rotate(x[..., :size], angles), x[..., size:]), -1)
 
-    def rotate_part(x: Tensor, angles: Angles) -> Tensor:
-        return torch.cat((whole(x[..., :size].contiguous(), angles), x[..., size:]), -1)
 
-    return rotate_part
+def make_pair_rotation(device: torch.device, dtype: torch.dtype) -> Rotation:
+    """`rotate_pairs`, or the kernel that is faster here."""
+    kernels = load(device, dtype)
+    return rotate_pairs if kernels is None else lambda x, angles: kernels.rotate(x, *angles, pairs=True)
 
 
 # Positions [tokens, 1] -> radians a position: [size / 2] or [tokens, size / 2].
@@ -147,15 +151,19 @@ def _yarn(size: int, rope: Mapping[str, Any], device: torch.device) -> _Made:
     return _steady(frequencies * (1 - slowed + slowed / factor), _yarn_scale(factor, rope))
 
 
-def _yarn_scale(factor: float, rope: Mapping[str, Any]) -> float:
-    def sharpened(by: float) -> float:
-        return 1.0 if factor <= 1 else 0.1 * by * math.log(factor) + 1.0
+def sharpening(factor: float, by: float = 1.0) -> float:
+    """What YaRN multiplies queries and keys by where positions are stretched `factor` times: section 3.4 of its paper,
+    with a weight `by` that DeepSeek gave it.
+    """
+    return 1.0 if factor <= 1 else 0.1 * by * math.log(factor) + 1.0
 
+
+def _yarn_scale(factor: float, rope: Mapping[str, Any]) -> float:
     if rope.get("attention_factor") is not None:
         return float(rope["attention_factor"])
     if rope.get("mscale") and rope.get("mscale_all_dim"):
-        return sharpened(float(rope["mscale"])) / sharpened(float(rope["mscale_all_dim"]))
-    return sharpened(1.0)
+        return sharpening(factor, float(rope["mscale"])) / sharpening(factor, float(rope["mscale_all_dim"]))
+    return sharpening(factor)
 
 
 def _longrope(size: int, rope: Mapping[str, Any], device: torch.device) -> _Made:

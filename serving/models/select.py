@@ -12,6 +12,8 @@ from serving.weights.model_config import ModelConfig
 
 ARCHITECTURES = {
     "cohere": "serving.models.cohere:cohere",
+    "deepseek_v2": "serving.models.deepseek:deepseek_v2",
+    "deepseek_v3": "serving.models.deepseek:deepseek_v3",
     "gemma": "serving.models.gemma:gemma",
     "gemma2": "serving.models.gemma2:gemma2",
     "gemma3_text": "serving.models.gemma3:Gemma3",

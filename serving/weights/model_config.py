@@ -61,6 +61,17 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "max_position_embeddings": 8192, "layer_norm_eps": 1e-5, "tie_word_embeddings": True, "logit_scale": 0.0625,
         "rope_theta": 500000.0,
     },
+    "deepseek_v2": {
+        "first_k_dense_replace": 0, "kv_lora_rank": 512, "q_lora_rank": 1536, "num_experts": 64, "moe_layer_freq": 1,
+        "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "routed_scaling_factor": 1.0,
+        "topk_method": "greedy",
+    },
+    "deepseek_v3": {
+        "max_position_embeddings": 4096, "num_key_value_heads": 128, "first_k_dense_replace": 3, "kv_lora_rank": 512,
+        "q_lora_rank": 1536, "num_experts": 256, "num_experts_per_tok": 8, "moe_layer_freq": 1, "n_group": 8,
+        "topk_group": 4, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+        "routed_scaling_factor": 2.5, "norm_topk_prob": True, "rope_interleave": True,
+    },
     "gemma3_text": {
         "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131072, "sliding_window": 4096,
         "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True, "query_pre_attn_scalar": 256,
@@ -76,7 +87,8 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "max_position_embeddings": ("n_positions",),
     "norm_eps": ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
     "hidden_act": ("hidden_activation", "activation_function"),
-    "num_experts": ("num_local_experts",),
+    "head_dim": ("qk_rope_head_dim",),
+    "num_experts": ("num_local_experts", "n_routed_experts"),
     "rope_theta": ("rotary_emb_base",),
     "partial_rotary_factor": ("rotary_pct",),
 }

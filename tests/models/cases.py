@@ -7,6 +7,8 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
+    DeepseekV2Config,
+    DeepseekV3Config,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
@@ -40,6 +42,15 @@ _LLAMA3_ROPE = {
     "original_max_position_embeddings": 64,
 }  # fmt: skip
 
+_LATENT = {
+    **_TINY, "num_key_value_heads": _TINY["num_attention_heads"], "kv_lora_rank": 24, "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8, "v_head_dim": 16, "moe_intermediate_size": 24, "first_k_dense_replace": 1,
+}  # fmt: skip
+_DEEPSEEK_YARN = {
+    "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64, "mscale": 0.8,
+    "mscale_all_dim": 0.6,
+}  # fmt: skip
+
 CASES: dict[str, PretrainedConfig] = {
     "gemma": GemmaConfig(**_TINY, head_dim=16),
     "gemma2": Gemma2Config(
@@ -59,6 +70,22 @@ CASES: dict[str, PretrainedConfig] = {
     "gpt_neox-serial": GPTNeoXConfig(**_WITHOUT_GROUPS, rotary_pct=1.0, use_parallel_residual=False),
     "granite": GraniteConfig(
         **_TINY, attention_multiplier=0.3, residual_multiplier=0.6, embedding_multiplier=3.0, logits_scaling=2.5
+    ),
+    "deepseek_v2": DeepseekV2Config(
+        **_LATENT, q_lora_rank=20, n_routed_experts=8, num_experts_per_tok=3, n_group=4, topk_group=2,
+        topk_method="group_limited_greedy", n_shared_experts=2, routed_scaling_factor=3.0,
+        rope_parameters=_DEEPSEEK_YARN,
+    ),
+    "deepseek_v2-lite": DeepseekV2Config(
+        **_LATENT, q_lora_rank=None, n_routed_experts=5, num_experts_per_tok=2, n_shared_experts=1
+    ),
+    "deepseek_v3": DeepseekV3Config(
+        **_LATENT, q_lora_rank=20, n_routed_experts=8, num_experts_per_tok=3, n_group=4, topk_group=2,
+        n_shared_experts=1, rope_parameters={**_DEEPSEEK_YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+    ),
+    "deepseek_v3-unpaired": DeepseekV3Config(
+        **_LATENT, q_lora_rank=None, n_routed_experts=6, num_experts_per_tok=2, n_group=1, topk_group=1,
+        n_shared_experts=2, norm_topk_prob=False, rope_interleave=False,
     ),
     "mixtral": MixtralConfig(**_TINY, num_local_experts=5, num_experts_per_tok=2, sliding_window=9),
     "qwen2_moe": Qwen2MoeConfig(
@@ -118,4 +145,7 @@ def randomized(config):
                 parameter.normal_(0.5, 0.3)
             else:
                 parameter.normal_(0, 0.2)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(0, 0.3)
     return model

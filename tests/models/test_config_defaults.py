@@ -64,6 +64,8 @@ def test_what_one_family_alone_has(model_type, tmp_path):
     for name in (
         "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "use_bias", "qkv_bias",
         "use_parallel_residual", "num_experts_per_tok", "num_experts", "decoder_sparse_step", "logit_scale",
+        "first_k_dense_replace", "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+        "routed_scaling_factor", "topk_method", "n_group", "topk_group", "rope_interleave",
     ):  # fmt: skip
         if getattr(theirs, name, None) is not None:
             assert said[name] == getattr(theirs, name), name

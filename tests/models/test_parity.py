@@ -1,5 +1,6 @@
 """Every architecture against transformers: prefill, chunks, decode, mixed batches, shared blocks."""
 
+import json
 import random
 
 import pytest
@@ -7,11 +8,13 @@ import torch
 from models.cases import CASES, randomized
 from models.hand_fed import BLOCK, CPU, Ours, row, worst_difference
 from safetensors.torch import save_file
-from transformers import Gemma3TextConfig
+from transformers import DeepseekV2Config, Gemma3TextConfig
 
 from serving.errors import ModelError
+from serving.models.deepseek import is_sparse
 from serving.models.select import ARCHITECTURES
 from serving.runner.dummy import random_checkpoint
+from serving.weights.model_config import ModelConfig
 
 
 @pytest.fixture(params=CASES)
@@ -111,6 +114,21 @@ def test_a_model_of_embeddings_is_refused(tmp_path):
     config.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="bidirectional"):
         Ours(tmp_path, weights=random_checkpoint(tmp_path, CPU, torch.float32))
+
+
+def test_a_choice_of_experts_that_is_not_known_is_refused(tmp_path):
+    config = DeepseekV2Config(**{**CASES["deepseek_v2"].to_dict(), "topk_method": "noaux_tc"})
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="topk_method 'noaux_tc'"):
+        Ours(tmp_path, weights=random_checkpoint(tmp_path, CPU, torch.float32))
+
+
+def test_layers_may_be_mixtures_at_intervals(tmp_path):
+    DeepseekV2Config(**CASES["deepseek_v2"].to_dict()).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"moe_layer_freq": 2}))
+    config = ModelConfig.load(tmp_path)
+    assert [is_sparse(config, layer) for layer in range(4)] == [False, False, True, False]
 
 
 def test_every_architecture_has_a_case():

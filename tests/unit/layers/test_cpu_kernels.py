@@ -7,7 +7,14 @@ from serving.layers import cpu_kernels
 from serving.layers.activation import make_gate
 from serving.layers.attention.select import fastest
 from serving.layers.norm import NativeRMSNorm, RMSNorm, make_rms_norm
-from serving.layers.rotary import Rotary, make_rotation, rotate
+from serving.layers.rotary import (
+    Rotary,
+    make_pair_rotation,
+    make_partial_rotation,
+    make_rotation,
+    rotate,
+    rotate_pairs,
+)
 
 CPU = torch.device("cpu")
 needs_kernels = pytest.mark.skipif(cpu_kernels.compiled_library() is None, reason="no C compiler when installing")
@@ -41,6 +48,21 @@ def test_rotation_of_a_strided_part(tokens, head_dim):
     got, twin = make_rotation(CPU, torch.bfloat16)(x, angles), rotate(x, angles)
     assert (got.float() - exact).abs().mean() <= (twin.float() - exact).abs().mean() + 1e-6
     assert torch.allclose(got.float(), exact, rtol=2**-8, atol=1e-6)
+
+
+@needs_kernels
+@pytest.mark.parametrize("tokens", [1, 9, 200])
+@pytest.mark.parametrize(("head_dim", "size"), [(16, 16), (24, 8), (80, 64)])
+@pytest.mark.parametrize("pairs", [False, True])
+def test_rotation_of_a_part_of_every_head_that_lies_within_another(tokens, head_dim, size, pairs):
+    torch.manual_seed(0)
+    x = torch.randn(tokens, 5, 10 + head_dim).bfloat16()[..., 10:]
+    angles = Rotary(size, {"rope_type": "default", "rope_theta": 1e4}, CPU)(torch.arange(tokens) * 7, torch.bfloat16)
+    turned = (rotate_pairs if pairs else rotate)(x[..., :size].float(), tuple(part.float() for part in angles))
+    rotation = make_pair_rotation(CPU, torch.bfloat16) if pairs else make_partial_rotation(CPU, torch.bfloat16, size)
+    got = rotation(x, angles)
+    assert torch.allclose(got[..., :size].float(), turned, rtol=2**-8, atol=1e-6)
+    assert torch.equal(got[..., size:], x[..., size:])
 
 
 @needs_kernels
@@ -90,5 +112,10 @@ def test_without_the_library_torch_computes(monkeypatch):
     assert fastest(CPU, torch.bfloat16) == "matmul"
     assert not isinstance(make_rms_norm(torch.ones(4).bfloat16(), 1e-6), NativeRMSNorm)
     assert make_rotation(CPU, torch.bfloat16) is rotate
+    assert make_pair_rotation(CPU, torch.bfloat16) is rotate_pairs
+    angles = Rotary(4, {"rope_type": "default", "rope_theta": 1e4}, CPU)(torch.arange(3), torch.bfloat16)
+    x = torch.randn(3, 2, 6).bfloat16()
+    turned = make_partial_rotation(CPU, torch.bfloat16, 4)(x, angles)
+    assert torch.equal(turned, torch.cat((rotate(x[..., :4], angles), x[..., 4:]), -1))
     gate_up = torch.tensor([[1.0, 2.0]]).bfloat16()
     assert make_gate("silu", CPU, torch.bfloat16)(gate_up).shape == (1, 1)
