@@ -262,8 +262,22 @@ class LayerBuilder:
         """
         numbered = [self.at(str(i)) for i in range(count)]
         parts = [Expert(at.column(gate, up), make_linear(at._row_weight(down), None)) for at in numbered]
-        experts = make_experts(parts, self.gate(activation))
-        return experts if self._ranks.size == 1 else SummedExperts(experts, self._ranks)
+        return self._mixture(parts, activation)
+
+    def stacked_experts(self, count: int, *, gate: str, up: str, down: str, activation: str) -> nn.Module:
+        """The same where one tensor holds every expert's layer below the one before, the last turned: [in, out].
+
+        Raises ModelError.
+        """
+        gates, ups, downs = (self._stacked(name, count) for name in (gate, up, down))
+        rows = self._span(down, len(downs[0]), len(downs[0]), repeated=False)
+        parts = [
+            Expert(
+                self._column(gate, [one_gate, one_up], None, None), make_linear(self._kept([one_down[rows].t()]), None)
+            )
+            for one_gate, one_up, one_down in zip(gates, ups, downs, strict=True)
+        ]
+        return self._mixture(parts, activation)
 
     def attention(
         self, *, heads: int, kv_heads: int, head_dim: int, scale: float, window: int | None = None,
@@ -288,6 +302,16 @@ class LayerBuilder:
         if made.padded_tokens:
             self.built.token_windows.add(window)
         return made
+
+    def _mixture(self, parts: Sequence[Expert], activation: str) -> nn.Module:
+        experts = make_experts(parts, self.gate(activation))
+        return experts if self._ranks.size == 1 else SummedExperts(experts, self._ranks)
+
+    def _stacked(self, name: str, count: int) -> tuple[Tensor, ...]:
+        whole = self._read(name)
+        if len(whole) % count:
+            raise ModelError(f"{self._prefix}{name} has {len(whole)} rows, which {count} experts do not divide")
+        return whole.chunk(count)
 
     def _column(
         self, name: str, weights: Sequence[Tensor], biases: Sequence[Tensor] | None, heads: Sequence[int] | None

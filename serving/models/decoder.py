@@ -198,9 +198,9 @@ def gated_mlp(config: ModelConfig, build: LayerBuilder) -> GatedMlp:
     )
 
 
-def layers(config: ModelConfig, model: LayerBuilder, block: BlockMaker) -> nn.ModuleList:
-    """All blocks; `model` stands where the checkpoint has its `layers`."""
-    return nn.ModuleList(block(config, model.at(f"layers.{i}"), i) for i in range(config.num_hidden_layers))
+def layers(config: ModelConfig, model: LayerBuilder, block: BlockMaker, name: str = "layers") -> nn.ModuleList:
+    """All blocks; `model` stands where the checkpoint has them under this name."""
+    return nn.ModuleList(block(config, model.at(f"{name}.{i}"), i) for i in range(config.num_hidden_layers))
 
 
 def head(config: ModelConfig, build: LayerBuilder) -> nn.Module:

@@ -12,6 +12,7 @@ from serving.weights.model_config import ModelConfig
 
 ARCHITECTURES = {
     "cohere": "serving.models.cohere:cohere",
+    "dbrx": "serving.models.dbrx:dbrx",
     "deepseek_v2": "serving.models.deepseek:deepseek_v2",
     "deepseek_v3": "serving.models.deepseek:deepseek_v3",
     "gemma": "serving.models.gemma:gemma",

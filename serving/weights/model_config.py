@@ -61,6 +61,11 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "max_position_embeddings": 8192, "layer_norm_eps": 1e-5, "tie_word_embeddings": True, "logit_scale": 0.0625,
         "rope_theta": 500000.0,
     },
+    "dbrx": {
+        "hidden_size": 2048, "num_attention_heads": 16, "num_hidden_layers": 24, "num_key_value_heads": 1,
+        "intermediate_size": 3584, "num_experts": 4, "num_experts_per_tok": 1, "attn_config": {}, "ffn_config": {},
+        "layer_norm_eps": 1e-5,
+    },
     "deepseek_v2": {
         "first_k_dense_replace": 0, "kv_lora_rank": 512, "q_lora_rank": 1536, "num_experts": 64, "moe_layer_freq": 1,
         "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "routed_scaling_factor": 1.0,
@@ -78,18 +83,20 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window_pattern": 6,
     },
 }  # fmt: skip
-# What a few families call a thing by another name.
+# What a few families call a thing by another name; a point leads into a part of config.json.
 _NAMES: Mapping[str, tuple[str, ...]] = {
-    "hidden_size": ("n_embd",),
-    "intermediate_size": ("n_inner",),
-    "num_hidden_layers": ("n_layer",),
-    "num_attention_heads": ("n_head",),
-    "max_position_embeddings": ("n_positions",),
+    "hidden_size": ("n_embd", "d_model"),
+    "intermediate_size": ("n_inner", "ffn_config.ffn_hidden_size"),
+    "num_hidden_layers": ("n_layer", "n_layers"),
+    "num_attention_heads": ("n_head", "n_heads"),
+    "num_key_value_heads": ("attn_config.kv_n_heads",),
+    "max_position_embeddings": ("n_positions", "max_seq_len"),
     "norm_eps": ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
-    "hidden_act": ("hidden_activation", "activation_function"),
+    "hidden_act": ("hidden_activation", "activation_function", "ffn_config.ffn_act_fn.name"),
     "head_dim": ("qk_rope_head_dim",),
-    "num_experts": ("num_local_experts", "n_routed_experts"),
-    "rope_theta": ("rotary_emb_base",),
+    "num_experts": ("num_local_experts", "n_routed_experts", "ffn_config.moe_num_experts"),
+    "num_experts_per_tok": ("ffn_config.moe_top_k",),
+    "rope_theta": ("rotary_emb_base", "attn_config.rope_theta"),
     "partial_rotary_factor": ("rotary_pct",),
 }
 
@@ -230,9 +237,17 @@ def _under_one_name(said: Mapping[str, Any]) -> dict[str, Any]:
     known = dict(said)
     for name, others in _NAMES.items():
         for other in others:
-            if known.get(name) is None and known.get(other) is not None:
-                known[name] = known[other]
+            if known.get(name) is None and (value := _at(known, other)) is not None:
+                known[name] = value
     return known
+
+
+def _at(said: Mapping[str, Any], path: str) -> Any:
+    first, _, rest = path.partition(".")
+    value = said.get(first)
+    if not rest:
+        return value
+    return _at(value, rest) if isinstance(value, dict) else None
 
 
 def _count(said: Mapping[str, Any], key: str, default: int | None = None, *, least: int = 1) -> int:

@@ -7,6 +7,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
+    DbrxConfig,
     DeepseekV2Config,
     DeepseekV3Config,
     Gemma2Config,
@@ -50,6 +51,7 @@ _DEEPSEEK_YARN = {
     "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64, "mscale": 0.8,
     "mscale_all_dim": 0.6,
 }  # fmt: skip
+_DBRX_ROPE = {"rope_type": "default", "rope_theta": 500000.0}
 
 CASES: dict[str, PretrainedConfig] = {
     "gemma": GemmaConfig(**_TINY, head_dim=16),
@@ -70,6 +72,19 @@ CASES: dict[str, PretrainedConfig] = {
     "gpt_neox-serial": GPTNeoXConfig(**_WITHOUT_GROUPS, rotary_pct=1.0, use_parallel_residual=False),
     "granite": GraniteConfig(
         **_TINY, attention_multiplier=0.3, residual_multiplier=0.6, embedding_multiplier=3.0, logits_scaling=2.5
+    ),
+    "dbrx": DbrxConfig(
+        vocab_size=131, d_model=64, n_heads=8, n_layers=3, max_seq_len=256, rope_parameters=_DBRX_ROPE,
+        attn_config={"kv_n_heads": 2, "clip_qkv": 1.5, "rope_theta": 500000.0},
+        ffn_config={"ffn_hidden_size": 24, "moe_num_experts": 5, "moe_top_k": 3},
+    ),
+    "dbrx-unnormalized": DbrxConfig(
+        vocab_size=131, d_model=64, n_heads=8, n_layers=3, max_seq_len=256, rope_parameters=_DBRX_ROPE,
+        attn_config={"kv_n_heads": 4, "clip_qkv": 100, "rope_theta": 500000.0},
+        ffn_config={
+            "ffn_hidden_size": 24, "moe_num_experts": 5, "moe_top_k": 2, "moe_normalize_expert_weights": None,
+            "ffn_act_fn": {"name": "gelu"},
+        },
     ),
     "deepseek_v2": DeepseekV2Config(
         **_LATENT, q_lora_rank=20, n_routed_experts=8, num_experts_per_tok=3, n_group=4, topk_group=2,

@@ -15,14 +15,16 @@ SAME = {
 }  # fmt: skip
 EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
 ACTIVATION = ("hidden_activation", "hidden_act", "activation_function")
+# What a family has fixed without a name for it, or under one of its own.
+FIXED = {"dbrx": {"eps": 1e-5, "activation": "silu"}}
 # Where config.json always says it: sizes without which no checkpoint is written.
 SIZES = {
     "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 12, "num_attention_heads": 16,
 }  # fmt: skip
 
 
-def first(config, names):
-    return next(getattr(config, name) for name in names if hasattr(config, name))
+def first(config, names, otherwise=None):
+    return next((getattr(config, name) for name in names if hasattr(config, name)), otherwise)
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -34,8 +36,8 @@ def test_defaults(model_type, tmp_path):
         assert getattr(ours, mine) == getattr(theirs, their), mine
     assert ours.num_key_value_heads == getattr(theirs, "num_key_value_heads", 16)
     assert ours.head_dim == (getattr(theirs, "head_dim", None) or 4)
-    assert ours.norm_eps == first(theirs, EPS)
-    assert ours.hidden_act == first(theirs, ACTIVATION)
+    assert ours.norm_eps == first(theirs, EPS, FIXED.get(model_type, {}).get("eps"))
+    assert ours.hidden_act == first(theirs, ACTIVATION, FIXED.get(model_type, {}).get("activation"))
     assert ours.attention_bias == getattr(theirs, "attention_bias", False)
     types = getattr(theirs, "layer_types", None)
     for layer in range(12):
@@ -69,3 +71,16 @@ def test_what_one_family_alone_has(model_type, tmp_path):
     ):  # fmt: skip
         if getattr(theirs, name, None) is not None:
             assert said[name] == getattr(theirs, name), name
+
+
+def test_what_stands_in_a_part_of_the_file_is_found(tmp_path):
+    said = {
+        "model_type": "dbrx", "d_model": 64, "n_heads": 8, "n_layers": 2, "max_seq_len": 77, "vocab_size": 100,
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 500000, "model_type": ""},
+        "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 5, "moe_top_k": 3, "ffn_act_fn": {"name": "gelu"}},
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    ours = ModelConfig.load(tmp_path)
+    assert (ours.hidden_size, ours.num_key_value_heads, ours.max_position_embeddings) == (64, 2, 77)
+    assert (ours.intermediate_size, ours.hidden_act, ours.rope["rope_theta"]) == (24, "gelu", 500000)
+    assert (ours.count("num_experts"), ours.count("num_experts_per_tok")) == (5, 3)
