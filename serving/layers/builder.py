@@ -4,7 +4,7 @@ That is the checkpoint, the rank, the device, the number format, the kernels and
 read once, and only this rank's part of it is copied, straight to where it stays.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -17,7 +17,7 @@ from serving.layers.attention.backend import Attention, AttentionMaker, Attentio
 from serving.layers.attention.kv_cache import KVShape
 from serving.layers.embedding import Embedding, Scaled, SplitEmbedding
 from serving.layers.linear import HeadLinear, Linear, SplitHead, SummedLinear, WideLinear, make_linear
-from serving.layers.moe import BiasedRouter, Expert, GroupRouter, Router, SummedExperts, make_experts
+from serving.layers.moe import BiasedRouter, GroupRouter, Router, SummedExperts, make_experts
 from serving.layers.norm import HeadLayerNorm, LayerNorm, SplitRMSNorm, WideRMSNorm, make_rms_norm
 from serving.layers.rotary import Rotary, Rotation, make_pair_rotation, make_partial_rotation, make_rotation
 from serving.parallel import OneRank, Ranks
@@ -260,9 +260,12 @@ class LayerBuilder:
 
         Every rank has a part of every expert. Raises ModelError.
         """
-        numbered = [self.at(str(i)) for i in range(count)]
-        parts = [Expert(at.column(gate, up), make_linear(at._row_weight(down), None)) for at in numbered]
-        return self._mixture(parts, activation)
+        numbered = (self.at(str(i)) for i in range(count))
+        weights = (
+            (at._kept(at._shares(gate, [at._weight(gate), at._weight(up)], None)), at._row_weight(down))
+            for at in numbered
+        )
+        return self._mixture(weights, count, activation)
 
     def stacked_experts(self, count: int, *, gate: str, up: str, down: str, activation: str) -> nn.Module:
         """The same where one tensor holds every expert's layer below the one before, the last turned: [in, out].
@@ -271,13 +274,11 @@ class LayerBuilder:
         """
         gates, ups, downs = (self._stacked(name, count) for name in (gate, up, down))
         rows = self._span(down, len(downs[0]), len(downs[0]), repeated=False)
-        parts = [
-            Expert(
-                self._column(gate, [one_gate, one_up], None, None), make_linear(self._kept([one_down[rows].t()]), None)
-            )
+        weights = (
+            (self._kept(self._shares(gate, [one_gate, one_up], None)), self._kept([one_down[rows].t()]))
             for one_gate, one_up, one_down in zip(gates, ups, downs, strict=True)
-        ]
-        return self._mixture(parts, activation)
+        )
+        return self._mixture(weights, count, activation)
 
     def attention(
         self, *, heads: int, kv_heads: int, head_dim: int, scale: float, window: int | None = None,
@@ -303,8 +304,8 @@ class LayerBuilder:
             self.built.token_windows.add(window)
         return made
 
-    def _mixture(self, parts: Sequence[Expert], activation: str) -> nn.Module:
-        experts = make_experts(parts, self.gate(activation))
+    def _mixture(self, weights: Iterable[tuple[Tensor, Tensor]], count: int, activation: str) -> nn.Module:
+        experts = make_experts(weights, count, self.gate(activation))
         return experts if self._ranks.size == 1 else SummedExperts(experts, self._ranks)
 
     def _stacked(self, name: str, count: int) -> tuple[Tensor, ...]:
@@ -316,16 +317,15 @@ class LayerBuilder:
     def _column(
         self, name: str, weights: Sequence[Tensor], biases: Sequence[Tensor] | None, heads: Sequence[int] | None
     ) -> nn.Module:
-        spans = [
-            self._span(name, len(weight), heads[i] if heads else len(weight), repeated=bool(heads) and i > 0)
-            for i, weight in enumerate(weights)
+        weight = self._kept(self._shares(name, weights, heads))
+        return make_linear(weight, None if biases is None else self._kept(self._shares(name, biases, heads)))
+
+    def _shares(self, name: str, tensors: Sequence[Tensor], heads: Sequence[int] | None) -> list[Tensor]:
+        """This rank's outputs of layers over one input; see `column`."""
+        return [
+            tensor[self._span(name, len(tensor), heads[i] if heads else len(tensor), repeated=bool(heads) and i > 0)]
+            for i, tensor in enumerate(tensors)
         ]
-        parts = [weight[span] for weight, span in zip(weights, spans, strict=True)]
-        if biases is None:
-            return make_linear(self._kept(parts), None)
-        return make_linear(
-            self._kept(parts), self._kept([bias[span] for bias, span in zip(biases, spans, strict=True)])
-        )
 
     def _span(self, name: str, count: int, units: int, *, repeated: bool) -> slice:
         """This rank's part of `count` outputs that are made of `units`, each of which stays whole.

@@ -3,12 +3,15 @@
 Knows no checkpoint and no number format: it is given the experts' own layers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from serving.layers.linear import make_linear
 from serving.parallel import Ranks
 
 
@@ -104,7 +107,8 @@ def _within_best(grouped: Tensor, worth: Tensor, count: int, other: float) -> Te
 
 
 class LoopedExperts(nn.Module):
-    """Expert after expert, each over the tokens that chose it: the slow twin of every grouped kernel.
+    """Expert after expert, each over the tokens that chose it: the slow twin of `GroupedExperts`, and what takes any
+    layers.
 
     A token's result does not depend on its batch mates: its experts are added in the order of their numbers.
     """
@@ -116,15 +120,44 @@ class LoopedExperts(nn.Module):
     def forward(self, x: Tensor, shares: Tensor, ids: Tensor) -> Tensor:
         """x [tokens, hidden], shares and ids [tokens, chosen] -> [tokens, hidden]; sums are in float32."""
         total = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        if not len(x):
+            return total.to(x.dtype)
         order = ids.flatten().argsort(stable=True)
         token, share = order // ids.shape[1], shares.flatten()[order].unsqueeze(-1)
         counts = torch.bincount(ids.flatten(), minlength=len(self.experts)).tolist()
-        spans = zip(self.experts, token.split(counts), share.split(counts), strict=True)
-        for expert, tokens, part in spans:
-            if len(tokens):
-                computed = expert.down(self.gate(expert.gate_up(x[tokens])))
-                total.index_add_(0, tokens, computed.float() * part)
-        return total.to(x.dtype)
+        # What can be done for all experts at once is: a small operation for each would cost as much as its products.
+        parts = [
+            expert.down(self.gate(expert.gate_up(rows)))
+            for expert, rows in zip(self.experts, x[token].split(counts), strict=True)
+            if len(rows)
+        ]
+        return total.index_add_(0, token, torch.cat(parts).float() * share).to(x.dtype)
+
+
+class GroupedExperts(nn.Module):
+    """All experts in two products of torch's `grouped_mm`, over tokens that were sorted by expert.
+
+    For bfloat16 on CUDA. It asks the device for nothing, so that a step can be captured. No device was there to run it
+    when it was written: it was held to its twin by the implementation that torch has for a CPU.
+
+    Args:
+        gate_up: [experts, 2 * size, hidden], gate above up.
+        down: [experts, hidden, size].
+    """
+
+    def __init__(self, gate_up: Tensor, down: Tensor, gate: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.gate_up, self.down, self.gate = gate_up.transpose(1, 2), down.transpose(1, 2), gate
+        self.numbers = torch.arange(len(gate_up), device=gate_up.device)
+
+    def forward(self, x: Tensor, shares: Tensor, ids: Tensor) -> Tensor:
+        """See `LoopedExperts`."""
+        experts, order = ids.flatten().sort(stable=True)
+        ends = torch.searchsorted(experts, self.numbers, right=True, out_int32=True)
+        bent = self.gate(F.grouped_mm(x[order // ids.shape[1]], self.gate_up, offs=ends))
+        computed = torch.empty(len(order), x.shape[1], dtype=x.dtype, device=x.device)
+        computed[order] = F.grouped_mm(bent, self.down, offs=ends)  # back to the order of tokens
+        return (computed.unflatten(0, ids.shape).float() * shares.unsqueeze(-1)).sum(1).to(x.dtype)
 
 
 class SummedExperts(nn.Module):
@@ -139,6 +172,32 @@ class SummedExperts(nn.Module):
         return self.ranks.sum(self.experts(x, shares, ids))
 
 
-def make_experts(experts: Sequence[Expert], gate: Callable[[Tensor], Tensor]) -> nn.Module:
-    """The layer with the fastest kernel for these experts; a grouped one is chosen here."""
-    return LoopedExperts(experts, gate)
+def make_experts(weights: Iterable[tuple[Tensor, Tensor]], count: int, gate: Callable[[Tensor], Tensor]) -> nn.Module:
+    """The layer with the fastest kernel for these experts.
+
+    Args:
+        weights: of every expert, gate above up [2 * size, hidden], and down [hidden, size]; taken one by one, so that
+            they need not lie there all at once beside what is made of them.
+        count: how many experts there are.
+    """
+    coming = iter(weights)
+    first = next(coming)
+    pairs = chain((first,), coming)
+    if not can_group(first[0]):
+        return LoopedExperts(
+            [Expert(make_linear(gate_up, None), make_linear(down, None)) for gate_up, down in pairs], gate
+        )
+    gate_ups, downs = (weight.new_empty(count, *weight.shape) for weight in first)
+    for i, (gate_up, down) in enumerate(pairs):
+        gate_ups[i], downs[i] = gate_up, down
+    return GroupedExperts(gate_ups, downs, gate)
+
+
+def can_group(gate_up: Tensor) -> bool:
+    """Whether torch's grouped product takes weights of this type, place and size [2 * size, hidden]: rows of whole 16
+    bytes in bfloat16, on an NVIDIA device of compute capability 8.0 or more.
+    """
+    if gate_up.device.type != "cuda" or gate_up.dtype != torch.bfloat16 or torch.version.hip is not None:
+        return False
+    rows, hidden = gate_up.shape
+    return rows % 16 == hidden % 8 == 0 and torch.cuda.get_device_capability(gate_up.device) >= (8, 0)
