@@ -4,25 +4,22 @@ It must not know the engine: plans are written here by hand.
 """
 
 import argparse
-import random
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from scripts.bench import report
+from scripts.bench import architectures, report
 from scripts.bench.models import SHAPES, Traffic, write_config
 from scripts.bench.neighbours import Neighbours
 from scripts.bench.report import Spread
-from serving.plan import NewRow, Row, StepPlan, StepResult
-from serving.protocol import SamplingParams
+from scripts.bench.steps import Decode, Prefill, StepMeter
 from serving.runner.frames import RunnerOptions
 from serving.runner.load import BLOCK_SIZE, load_runner
 from serving.runner.memory import cpu_count, keep_freed_memory
@@ -40,109 +37,23 @@ decode   B sequences with C tokens behind them each choose one more token. Print
 prefill  one sequence's first T tokens in one step: tokens/s, and TFLOP/s of the matrix products.
 
 All cases and the copy take turns; every figure is the median of --repeats turns, with the least and most beside it.
+
+--architectures compares decoding steps of several architectures of one small shape (768 hidden, 4 layers, 12 heads, as
+many weights) instead. Every turn of one stands beside a turn of Llama: `/ Llama` is the median of the ratios of such
+pairs, `processor time` the same of the time that this process's threads were busy, which neighbours disturb less, and
+`weights` the ratio of the weights that a step reads. A mixture reads those of all experts that a batch chose.
 """
 EPILOG = """\
 examples:
   python -m scripts.bench_step                                   the 125M shape: batches 1, 16, 64, context 256
   python -m scripts.bench_step --shape 1.1b --batch 1 4 16 --context 128 1024
   python -m scripts.bench_step --shape 8b --device cuda --batch 1 8 64 256 --context 512 1024 --prefill 4096
+  python -m scripts.bench_step --architectures all --repeats 15  what each architecture costs beside Llama
   python -m scripts.bench_step --model-dir DIR --dtype float32   a real checkpoint instead of random weights
 """
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 COPIES = 5
 GPU_SHARE = 0.9  # the rest is for the copy
-SHORTEST_TURN_S = 0.05
-
-
-@dataclass(slots=True)
-class Decode:
-    """One case: `batch` sequences, `context` tokens behind each."""
-
-    batch: int
-    context: int
-    step_s: list[float] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Prefill:
-    """One case: the first `tokens` of one sequence."""
-
-    tokens: int
-    step_s: list[float] = field(default_factory=list)
-
-
-class StepMeter:
-    """Writes plans for a runner and times them.
-
-    Args:
-        steps: decoding steps in one turn.
-    """
-
-    def __init__(self, runner: ModelRunner, steps: int) -> None:
-        self._runner, self._steps = runner, steps
-        self._facts = runner.facts
-        self._source = random.Random(0)
-        self._next_id = 0
-
-    def fits(self, batch: int, tokens: int) -> bool:
-        """Whether the KV cache holds `batch` sequences of `tokens`."""
-        return batch * -(-tokens // BLOCK_SIZE) < self._facts.block_count
-
-    def decode(self, case: Decode) -> None:
-        """One turn. The keys and values behind the sequences are whatever lies in the cache: only time counts."""
-        length = case.context + self._steps + 1
-        width = -(-length // BLOCK_SIZE)
-        ids = self._new_ids(case.batch)
-        tables = [list(range(1 + i * width, 1 + (i + 1) * width)) for i in range(case.batch)]
-        newest = self._random_ids(case.batch)
-        started = [self._started(i, case.context) for i in ids]
-        times = []
-        for step in range(self._steps + 1):
-            position = case.context + step - 1
-            rows = [
-                Row(sequence_id=i, token_ids=[token], position=position, sample=True, block_table=_cut(table, position))
-                for i, token, table in zip(ids, newest, tables, strict=True)
-            ]
-            begun = time.perf_counter()
-            result = self._execute(StepPlan(rows=rows, started=started))
-            times.append(time.perf_counter() - begun)
-            newest, started = [row.choice.token_id for row in result.rows if row.choice is not None], []
-        self._execute(StepPlan(rows=[], finished=ids))
-        # The first took the sequences in and may have met cold caches.
-        case.step_s.append(statistics.fmean(times[1:]))
-
-    def prefill(self, case: Prefill) -> None:
-        """One turn: chunks until they took a while together."""
-        times: list[float] = []
-        while sum(times) < SHORTEST_TURN_S:
-            (sequence_id,) = self._new_ids(1)
-            tokens = self._random_ids(case.tokens)
-            new = NewRow(
-                sequence_id=sequence_id, token_ids=tokens, prompt_length=len(tokens), sampling=SamplingParams()
-            )
-            table = list(range(1, 1 - (-case.tokens // BLOCK_SIZE)))
-            row = Row(sequence_id=sequence_id, token_ids=tokens, position=0, block_table=table, sample=True)
-            begun = time.perf_counter()
-            self._execute(StepPlan(rows=[row], started=[new]))
-            times.append(time.perf_counter() - begun)
-            self._execute(StepPlan(rows=[], finished=[sequence_id]))
-        case.step_s.append(statistics.fmean(times))
-
-    def _execute(self, plan: StepPlan) -> StepResult:
-        """The choices come back as Python numbers: on a GPU, too, the step is over when this returns."""
-        self._runner.submit(plan)
-        return self._runner.collect()
-
-    def _started(self, sequence_id: int, context: int) -> NewRow:
-        tokens = self._random_ids(context)
-        return NewRow(sequence_id=sequence_id, token_ids=tokens, prompt_length=context, sampling=SamplingParams())
-
-    def _new_ids(self, count: int) -> list[int]:
-        self._next_id += count
-        return list(range(self._next_id - count, self._next_id))
-
-    def _random_ids(self, count: int) -> list[int]:
-        return [self._source.randrange(self._facts.vocab_size) for _ in range(count)]
 
 
 class CopyMeter:
@@ -175,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked = _arguments(argv)
     keep_freed_memory()
     torch.set_num_threads(asked.threads or cpu_count())
+    if asked.architectures:
+        return _compare(asked)
     with tempfile.TemporaryDirectory() as temporary:
         model_dir = asked.model_dir or Path(temporary)
         if asked.model_dir is None:
@@ -202,6 +115,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _compare(asked: argparse.Namespace) -> int:
+    """Measure architectures beside Llama and report. Returns the exit code."""
+    names = architectures.NAMES if "all" in asked.architectures else list(dict.fromkeys(asked.architectures))
+    longest = max(asked.context) + asked.steps + 1
+    meters, weights = dict[str, StepMeter](), dict[str, architectures.StepWeights]()
+    for name in tqdm(dict.fromkeys(("llama", *names)), desc="Loading", unit="model", disable=None):
+        with tempfile.TemporaryDirectory() as temporary:
+            architectures.write_config(Path(temporary), name, positions=longest)
+            weights[name] = architectures.StepWeights.of(Path(temporary))
+            runner = load_runner(
+                RunnerOptions(
+                    model_dir=temporary, dtype=asked.dtype, device=asked.device, load_format="dummy",
+                    max_rows=max(asked.batch), max_step_tokens=max(asked.batch), max_total_tokens=longest,
+                    device_memory_fraction=GPU_SHARE, kv_cache_bytes=1 << 30,
+                )
+            )  # fmt: skip
+        meters[name] = StepMeter(runner, asked.steps)
+    cases = [(name, batch, context) for name in names for batch in asked.batch for context in asked.context]
+    turns = {case: (Decode(*case[1:]), Decode(*case[1:])) for case in cases}
+    with Neighbours() as neighbours:
+        for _ in tqdm(range(asked.repeats), desc="Measuring", unit="turn", disable=None):
+            for (name, *_), (own, llama) in turns.items():
+                meters["llama"].decode(llama)
+                meters[name].decode(own)
+    results = [
+        {
+            "architecture": name, "batch": batch, "context": context,
+            "step_ms": Spread.of([s * 1e3 for s in own.step_s]),
+            "ratio": Spread.of([a / b for a, b in zip(own.step_s, llama.step_s, strict=True)]),
+            "cpu_ratio": Spread.of([a / b for a, b in zip(own.cpu_s, llama.cpu_s, strict=True)]),
+            "weights": weights[name].read(batch) / weights["llama"].read(batch), "why": architectures.WHY.get(name, ""),
+        }
+        for (name, batch, context), (own, llama) in turns.items()
+    ]  # fmt: skip
+    report.table(
+        ["architecture", "batch", "context", "step ms", "/ Llama", "processor time", "weights", "what it does besides"],
+        [[r["architecture"], r["batch"], r["context"], r["step_ms"], r["ratio"], r["cpu_ratio"], r["weights"], r["why"]]
+         for r in results],
+    )  # fmt: skip
+    facts = runner.facts
+    report.finish({
+        "bench": "step", "model": "architectures", "dtype": facts.dtype, "device": facts.device, "steps": asked.steps,
+        "repeats": asked.repeats, "shape": architectures.SHAPE, "results": results,
+        "environment": report.environment(), "neighbour_cores": neighbours.cores,
+    })  # fmt: skip
+    return 0
+
+
 def _options(asked: argparse.Namespace, model_dir: Path, config: ModelConfig) -> RunnerOptions:
     """Room for the largest case and no more: a machine's other users keep the rest."""
     longest = max([*asked.prefill, *(context + asked.steps + 1 for context in asked.context)])
@@ -216,10 +177,6 @@ def _options(asked: argparse.Namespace, model_dir: Path, config: ModelConfig) ->
         max_step_tokens=max([*asked.prefill, 1]), max_total_tokens=longest, device_memory_fraction=GPU_SHARE,
         kv_cache_bytes=blocks * BLOCK_SIZE * Traffic.of(config).kv_values * dtype_bytes,
     )  # fmt: skip
-
-
-def _cut(table: list[int], position: int) -> list[int]:
-    return table[: position // BLOCK_SIZE + 1]
 
 
 def _record(
@@ -287,6 +244,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = report.parser("bench_step", DESCRIPTION, EPILOG)
     parser.add_argument("--shape", choices=SHAPES, default="125m", help="random weights of this shape (%(default)s)")
     parser.add_argument("--model-dir", type=Path, help="a checkpoint's directory, instead of --shape")
+    parser.add_argument(
+        "--architectures", choices=("all", *architectures.NAMES), nargs="+", metavar="NAME",
+        help="compare these, or all, with Llama at one shape, instead of --shape",
+    )  # fmt: skip
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="what computes (%(default)s)")
     parser.add_argument(
         "--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16", help="computing type (%(default)s)"

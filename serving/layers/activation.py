@@ -9,13 +9,19 @@ from torch import Tensor
 from serving.errors import ModelError
 from serving.layers.cpu_kernels import load
 
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """The Gaussian error linear unit by a tangent (Hendrycks and Gimpel 2016, arXiv:1606.08415)."""
+    return F.gelu(x, approximate="tanh")
+
+
 _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "swish": F.silu,
     "relu": F.relu,
     "gelu": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_new": gelu_tanh,
+    "gelu_pytorch_tanh": gelu_tanh,
 }
 
 
@@ -27,6 +33,8 @@ def make_gate(name: str, device: torch.device, dtype: torch.dtype) -> Callable[[
     activate, kernels = activation(name), load(device, dtype)
     if kernels is not None and activate is F.silu:
         return kernels.silu_gate
+    if kernels is not None and activate is gelu_tanh:
+        return kernels.gelu_gate
 
     def gated(gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, -1)

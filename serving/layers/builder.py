@@ -18,7 +18,7 @@ from serving.layers.attention.kv_cache import KVShape
 from serving.layers.embedding import Embedding, Scaled, SplitEmbedding
 from serving.layers.linear import HeadLinear, Linear, SplitHead, SummedLinear, WideLinear, make_linear
 from serving.layers.moe import BiasedRouter, GroupRouter, Router, SummedExperts, make_experts
-from serving.layers.norm import HeadLayerNorm, LayerNorm, SplitRMSNorm, WideRMSNorm, make_rms_norm
+from serving.layers.norm import HeadLayerNorm, LayerNorm, SplitRMSNorm, make_rms_norm, make_wide_rms_norm
 from serving.layers.rotary import Rotary, Rotation, make_pair_rotation, make_partial_rotation, make_rotation
 from serving.parallel import OneRank, Ranks
 from serving.weights.checkpoint import Checkpoint
@@ -150,9 +150,12 @@ class LayerBuilder:
             raise ModelError(
                 f"{self._prefix}{name} has {len(weight)} outputs, but config.json says {heads * (key_dim + value_dim)}"
             )
-        kept = self._kept([weight[self._span(name, len(weight), heads, repeated=False)]])
-        key, value = kept.unflatten(0, (-1, key_dim + value_dim)).split((key_dim, value_dim), 1)
-        return HeadLinear(key), HeadLinear(value.transpose(1, 2))
+        own = weight[self._span(name, len(weight), heads, repeated=False)].unflatten(0, (-1, key_dim + value_dim))
+        # Apart: a product over matrices that lie within larger ones copies them first, every time.
+        key, value = (self._kept(part.unbind()) for part in own.split((key_dim, value_dim), 1))
+        return HeadLinear(key.unflatten(0, (-1, key_dim))), HeadLinear(
+            value.unflatten(0, (-1, value_dim)).transpose(1, 2)
+        )
 
     def head(self, name: str, vocab_size: int, tied_to: str | None = None, bias: bool = False) -> nn.Module:
         """The layer from hidden states to logits; `tied_to` names the embedding whose weight it shares.
@@ -199,7 +202,7 @@ class LayerBuilder:
         if weight.dtype == torch.float32:
             return make_rms_norm(1 + weight, eps)
         # One and a little more would lose the little in a narrow type.
-        return WideRMSNorm(1 + weight.float(), eps)
+        return make_wide_rms_norm(1 + weight.float(), eps, self._dtype)
 
     def layer_norm(self, name: str, eps: float, bias: bool = True) -> nn.Module:
         """A layer norm. Raises ModelError."""

@@ -155,17 +155,32 @@ void weir_store(bf16 *cache, const bf16 *x, long stride, const int64_t *slots, l
         memcpy(cache + slots[token] * size, x + token * stride, size * sizeof(bf16));
 }
 
-FOR_EVERY_CPU static void norm_one(bf16 *out, const bf16 *x, const bf16 *weight, long size, float eps) {
+INLINE float norm_scale(const bf16 *x, long size, float eps) {
     float squares = 0.0f;
     for (long i = 0; i < size; i++) squares += wide(x[i]) * wide(x[i]);
-    float scale = 1.0f / sqrtf(squares / size + eps);
+    return 1.0f / sqrtf(squares / size + eps);
+}
+
+FOR_EVERY_CPU static void norm_one(bf16 *out, const bf16 *x, const bf16 *weight, long size, float eps) {
+    float scale = norm_scale(x, size, eps);
     for (long i = 0; i < size; i++) out[i] = narrow(wide(x[i]) * scale * wide(weight[i]));
+}
+
+FOR_EVERY_CPU static void wide_norm_one(bf16 *out, const bf16 *x, const float *weight, long size, float eps) {
+    float scale = norm_scale(x, size, eps);
+    for (long i = 0; i < size; i++) out[i] = narrow(wide(x[i]) * scale * weight[i]);
 }
 
 /* out, x [rows, size]; `stride` between the rows of x. */
 void weir_rms_norm(bf16 *out, const bf16 *x, long stride, const bf16 *weight, long rows, long size, float eps) {
 #pragma omp parallel for if (rows * size > WORTH_SHARING)
     for (long row = 0; row < rows; row++) norm_one(out + row * size, x + row * stride, weight, size, eps);
+}
+
+/* The same with a weight in float32. */
+void weir_wide_rms_norm(bf16 *out, const bf16 *x, long stride, const float *weight, long rows, long size, float eps) {
+#pragma omp parallel for if (rows * size > WORTH_SHARING)
+    for (long row = 0; row < rows; row++) wide_norm_one(out + row * size, x + row * stride, weight, size, eps);
 }
 
 /* The first `size` numbers of every head are turned, those that follow kept; `apart` numbers lie between heads of x. */
@@ -219,4 +234,19 @@ void weir_silu_gate(bf16 *out, const bf16 *gate_up, long rows, long size) {
 #pragma omp parallel for if (rows * size > WORTH_SHARING)
     for (long row = 0; row < rows; row++)
         gate_one(out + row * size, gate_up + 2 * row * size, gate_up + (2 * row + 1) * size, size);
+}
+
+FOR_EVERY_CPU static void gelu_gate_one(bf16 *out, const bf16 *gate, const bf16 *up, long size) {
+    for (long i = 0; i < size; i++) {
+        float x = wide(gate[i]);
+        out[i] = narrow(x / (1.0f + exponential(-1.59576912f * (x + 0.044715f * x * x * x))) * wide(up[i]));
+    }
+}
+
+/* The same with the Gaussian error linear unit by a tangent (Hendrycks and Gimpel 2016, arXiv:1606.08415): 1 + tanh y
+ * is 2 / (1 + e^-2y), which loses nothing where the tangent is near -1. */
+void weir_gelu_gate(bf16 *out, const bf16 *gate_up, long rows, long size) {
+#pragma omp parallel for if (rows * size > WORTH_SHARING)
+    for (long row = 0; row < rows; row++)
+        gelu_gate_one(out + row * size, gate_up + 2 * row * size, gate_up + (2 * row + 1) * size, size);
 }

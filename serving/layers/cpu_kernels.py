@@ -4,6 +4,7 @@ Knows no layer; every caller has a slow twin in torch. Arguments are checked by 
 """
 
 import ctypes
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,8 +18,10 @@ _SIGNATURES = {
     ],
     "weir_store": [_POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _SIZE],
     "weir_rms_norm": [_POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _SIZE, _FLOAT],
+    "weir_wide_rms_norm": [_POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _SIZE, _FLOAT],
     "weir_rotate": [_POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _POINTER, *[_SIZE] * 4, ctypes.c_int],
     "weir_silu_gate": [_POINTER, _POINTER, _SIZE, _SIZE],
+    "weir_gelu_gate": [_POINTER, _POINTER, _SIZE, _SIZE],
 }  # fmt: skip
 
 
@@ -43,8 +46,9 @@ class CpuKernels:
             function = getattr(self._library, name)
             function.argtypes, function.restype = arguments, None
         self._attend, self._store = self._library.weir_attend, self._library.weir_store
-        self._rms_norm, self._rotate = self._library.weir_rms_norm, self._library.weir_rotate
-        self._silu_gate = self._library.weir_silu_gate
+        self._rms_norm, self._wide_rms_norm = self._library.weir_rms_norm, self._library.weir_wide_rms_norm
+        self._silu_gate, self._gelu_gate = self._library.weir_silu_gate, self._library.weir_gelu_gate
+        self._rotate = self._library.weir_rotate
 
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, tables: Tensor, positions: Tensor, scale: float, window: int,
@@ -85,10 +89,11 @@ class CpuKernels:
         self._store(cache.data_ptr(), x.data_ptr(), x.stride(0), slots.data_ptr(), tokens, kv_heads * head_dim)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """See `layers.norm.RMSNorm`: [..., size] -> the same."""
+        """See `layers.norm.RMSNorm`: [..., size] -> the same. The weight may be in float32."""
         x = x.contiguous()
         output, size = torch.empty_like(x), len(weight)
-        self._rms_norm(
+        norm = self._wide_rms_norm if weight.dtype == torch.float32 else self._rms_norm
+        norm(
             output.data_ptr(), x.data_ptr(), size, weight.data_ptr(), x.numel() // size, size, eps
         )  # fmt: skip
         return output
@@ -101,6 +106,7 @@ class CpuKernels:
         """
         tokens, heads, head_dim = x.shape
         assert x.stride(2) == 1
+        assert cosines.shape[-1] <= head_dim
         assert cosines.is_contiguous()
         assert sines.is_contiguous()
         output = torch.empty(x.shape, dtype=x.dtype)
@@ -112,8 +118,16 @@ class CpuKernels:
 
     def silu_gate(self, gate_up: Tensor) -> Tensor:
         """[tokens, 2 * size], gate beside up -> silu(gate) * up: [tokens, size]."""
-        tokens, width = gate_up.shape
-        assert gate_up.is_contiguous()
-        output = gate_up.new_empty(tokens, width // 2)
-        self._silu_gate(output.data_ptr(), gate_up.data_ptr(), tokens, width // 2)
-        return output
+        return _gated(self._silu_gate, gate_up)
+
+    def gelu_gate(self, gate_up: Tensor) -> Tensor:
+        """The same with `layers.activation.gelu_tanh`."""
+        return _gated(self._gelu_gate, gate_up)
+
+
+def _gated(gate: Callable[..., None], gate_up: Tensor) -> Tensor:
+    tokens, width = gate_up.shape
+    assert gate_up.is_contiguous()
+    output = gate_up.new_empty(tokens, width // 2)
+    gate(output.data_ptr(), gate_up.data_ptr(), tokens, width // 2)
+    return output

@@ -39,7 +39,7 @@ class MirroredRMSNorm(nn.Module):
 
 
 class NativeRMSNorm(nn.Module):
-    """The same by our own kernel."""
+    """The same by our own kernel; the weight may be in float32."""
 
     def __init__(self, kernels: CpuKernels, weight: Tensor, eps: float) -> None:
         super().__init__()
@@ -111,3 +111,9 @@ def make_rms_norm(weight: Tensor, eps: float) -> nn.Module:
     if kernels := load(weight.device, weight.dtype):
         return NativeRMSNorm(kernels, weight, eps)
     return MirroredRMSNorm(weight, eps) if weight.device.type == "cpu" else RMSNorm(weight, eps)
+
+
+def make_wide_rms_norm(weight: Tensor, eps: float, dtype: torch.dtype) -> nn.Module:
+    """The same for inputs of a narrower type than the weight, which is in float32."""
+    kernels = load(weight.device, dtype)
+    return NativeRMSNorm(kernels, weight, eps) if kernels else WideRMSNorm(weight, eps)

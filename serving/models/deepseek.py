@@ -9,7 +9,7 @@ from serving.errors import ModelError
 from serving.layers.builder import LayerBuilder
 from serving.layers.forward_batch import ForwardBatch
 from serving.layers.rotary import Angles, sharpening
-from serving.models.decoder import RotaryDecoder, SparseMlp, gated_mlp, pre_norm_block, rotary_decoder
+from serving.models.decoder import RotaryDecoder, SparseMlp, gated_mlp, head, layers, pre_norm_block
 from serving.weights.model_config import ModelConfig
 
 # Of the norms of latents, whatever config.json says of the others.
@@ -130,7 +130,14 @@ def _model(
         mlp = mixture(build.at("mlp")) if is_sparse(config, layer) else gated_mlp(config, build.at("mlp"))
         return pre_norm_block(config, build, LatentAttention(config, build.at("self_attn")), mlp)
 
-    return rotary_decoder(config, build, block)
+    model = build.at("model")
+    return RotaryDecoder(
+        embed=model.embedding("embed_tokens", config.vocab_size),
+        rotary=build.rotary(config.count("qk_rope_head_dim"), config.rope),
+        blocks=layers(config, model, block),
+        norm=model.norm("norm", config.norm_eps),
+        head=head(config, build),
+    )
 
 
 def deepseek_v2(config: ModelConfig, build: LayerBuilder) -> RotaryDecoder:

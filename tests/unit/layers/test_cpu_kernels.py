@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from serving.layers import cpu_kernels
-from serving.layers.activation import make_gate
+from serving.layers.activation import gelu_tanh, make_gate
 from serving.layers.attention.select import fastest
-from serving.layers.norm import NativeRMSNorm, RMSNorm, make_rms_norm
+from serving.layers.norm import NativeRMSNorm, RMSNorm, WideRMSNorm, make_rms_norm, make_wide_rms_norm
 from serving.layers.rotary import (
     Rotary,
     make_pair_rotation,
@@ -34,6 +34,17 @@ def test_norm(shape):
     weight, x = torch.randn(shape[-1]).bfloat16(), (torch.randn(shape) * 30).bfloat16()
     exact = RMSNorm(weight.float(), 1e-6)(x.float())
     as_near(make_rms_norm(weight, 1e-6)(x), RMSNorm(weight, 1e-6)(x), exact)
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", [(1, 48), (5, 3, 17), (300, 768)])
+def test_norm_with_a_finer_weight(shape):
+    torch.manual_seed(0)
+    weight, x = 1 + torch.randn(shape[-1]) / 500, (torch.randn(shape) * 30).bfloat16()
+    exact = RMSNorm(weight, 1e-6)(x.float())
+    as_near(make_wide_rms_norm(weight, 1e-6, torch.bfloat16)(x), WideRMSNorm(weight, 1e-6)(x), exact)
+    wide = make_wide_rms_norm(weight, 1e-6, torch.float32)
+    assert torch.allclose(wide(x.float()), exact, rtol=1e-5)
 
 
 @needs_kernels
@@ -67,13 +78,14 @@ def test_rotation_of_a_part_of_every_head_that_lies_within_another(tokens, head_
 
 @needs_kernels
 @pytest.mark.parametrize("tokens", [1, 7, 300])
-def test_gate(tokens):
+@pytest.mark.parametrize(("name", "activate"), [("silu", torch.nn.functional.silu), ("gelu_new", gelu_tanh)])
+def test_gate(tokens, name, activate):
     torch.manual_seed(0)
     gate_up = (torch.randn(tokens, 2 * 37) * 8).bfloat16()
     gate_up[0, :4] = torch.tensor([200.0, -200.0, float("inf"), 0.0])
-    gate, up = gate_up.float().chunk(2, -1)
-    exact = torch.nn.functional.silu(gate) * up
-    got = make_gate("silu", CPU, torch.bfloat16)(gate_up)
+    gate, up = gate_up.double().chunk(2, -1)
+    exact = (activate(gate) * up).float()
+    got = make_gate(name, CPU, torch.bfloat16)(gate_up)
     assert torch.equal(got.isinf(), exact.isinf())
     finite = exact.isfinite()
     assert torch.allclose(got.float()[finite], exact[finite], rtol=2**-7, atol=1e-6)
