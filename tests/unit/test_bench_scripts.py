@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from scripts import bench_engine, bench_linear, bench_server, bench_step, measure_loading
+from scripts.bench import architectures
 from scripts.bench.client import Address, generate_stream
 from scripts.bench.report import percentile
 
@@ -111,6 +112,44 @@ def test_step_counts_no_weight_twice(capsys):
     table, norms = 2 * 512 * 64, 2 * 5 * 64
     assert record["weight_bytes_kept"] == record["weight_bytes_per_step"] + table + norms
     assert record["prefill"] == []
+
+
+def test_step_compares_architectures_turn_beside_turn(capsys):
+    few = [
+        "--batch",
+        "1",
+        "4",
+        "--context",
+        "16",
+        "--steps",
+        "1",
+        "--repeats",
+        "3",
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+    ]
+    assert bench_step.main(["--architectures", "gpt2", "qwen3_moe", *few]) == 0
+    results = last_line(capsys)["results"]
+    assert [(case["architecture"], case["batch"]) for case in results] == [
+        ("gpt2", 1), ("gpt2", 4), ("qwen3_moe", 1), ("qwen3_moe", 4)
+    ]  # fmt: skip
+    for case in results:
+        assert 0 < case["ratio"]["min"] <= case["ratio"]["median"] <= case["ratio"]["max"]
+        assert case["cpu_ratio"]["median"] > 0
+    weights = [case["weights"] for case in results]
+    assert weights[:3] == pytest.approx([1, 1, 1], abs=0.01)
+    assert weights[3] > 1.5  # four tokens choose more experts than one
+
+
+@pytest.mark.parametrize("name", architectures.NAMES)
+def test_architectures_are_compared_at_one_size(name, tmp_path):
+    weights = []
+    for model in ("llama", name):
+        architectures.write_config(tmp_path, model, positions=64)
+        weights.append(architectures.StepWeights.of(tmp_path).read(1))
+    assert weights[1] == pytest.approx(weights[0], rel=0.06)
 
 
 def test_linear_names_the_fastest_kernel_for_every_number_of_rows(capsys):
