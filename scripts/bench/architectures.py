@@ -14,9 +14,10 @@ from transformers import AutoConfig
 from serving.models.select import ARCHITECTURES
 from serving.runner.dummy import file_shapes
 
-NAMES = sorted(ARCHITECTURES)
+# A step of an encoder-decoder is another thing.
+NAMES = [name for name in sorted(ARCHITECTURES) if not AutoConfig.for_model(name).is_encoder_decoder]
 SHAPE: Mapping[str, int] = {
-    "hidden_size": 768, "num_hidden_layers": 4, "num_attention_heads": 12, "num_key_value_heads": 12, "head_dim": 64,
+    "hidden_size": 768, "num_hidden_layers": 4, "num_attention_heads": 12, "num_key_value_heads": 12,
     "intermediate_size": 2048, "vocab_size": 4096,
 }  # fmt: skip
 # A feed-forward without a gate has two matrices in place of three: as many weights, more rows.
@@ -24,7 +25,7 @@ _PLAIN = {"intermediate_size": 3072}
 _LATENT = {
     "kv_lora_rank": 256, "q_lora_rank": 384, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32, "v_head_dim": 64,
     "moe_intermediate_size": 512, "n_routed_experts": 16, "num_experts_per_tok": 3, "n_shared_experts": 1,
-    "first_k_dense_replace": 0, "head_dim": 32,
+    "first_k_dense_replace": 0,
 }  # fmt: skip
 # A token's experts have together as many weights as Llama's feed-forward.
 _OWN: Mapping[str, Mapping[str, Any]] = {
@@ -34,20 +35,38 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
     },
     "deepseek_v2": {**_LATENT, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2},
     "deepseek_v3": {**_LATENT, "n_group": 4, "topk_group": 2},
-    "gemma2": {"query_pre_attn_scalar": 64},
-    "gemma3_text": {"query_pre_attn_scalar": 64},
+    "falcon": {"ffn_hidden_size": 3072, "multi_query": False},
+    "gemma": {"head_dim": 64},
+    "gemma2": {"head_dim": 64, "query_pre_attn_scalar": 64},
+    "gemma3_text": {"head_dim": 64, "query_pre_attn_scalar": 64},
     "gpt2": _PLAIN,
+    "gpt_bigcode": {"multi_query": False},
     "gpt_neox": _PLAIN,
     "mixtral": {"intermediate_size": 1024, "num_local_experts": 8, "num_experts_per_tok": 2},
     "qwen2_moe": {
         "num_experts": 16, "num_experts_per_tok": 3, "moe_intermediate_size": 512,
         "shared_expert_intermediate_size": 512,
     },
-    "qwen3_moe": {"num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 512},
+    "phi": _PLAIN,
+    "qwen3": {"head_dim": 64},
+    "qwen3_moe": {"head_dim": 64, "num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 512},
     "starcoder2": _PLAIN,
 }  # fmt: skip
-# What an architecture does that Llama does not, where that is more than a bias.
-WHY: Mapping[str, str] = {}
+_MIXTURE = "chooses experts; two small products for each"
+# What an architecture does that Llama does not, where that takes its time.
+WHY: Mapping[str, str] = {
+    "dbrx": _MIXTURE,
+    "deepseek_v2": f"products to and from latents, wider scores; {_MIXTURE} and for a shared one",
+    "deepseek_v3": f"products to and from latents, wider scores; {_MIXTURE} and for a shared one",
+    "gemma2": "four norms a layer, capped scores",
+    "gemma3_text": "four norms a layer and two of heads, a second rotation",
+    "granite": "multipliers of residuals",
+    "mixtral": _MIXTURE,
+    "olmo2": "norms of all queries and keys",
+    "qwen2_moe": f"{_MIXTURE} and for a shared one",
+    "qwen3": "norms of every head's queries and keys",
+    "qwen3_moe": f"norms of every head's queries and keys; {_MIXTURE}",
+}
 
 
 @dataclass(frozen=True, slots=True)
