@@ -44,17 +44,20 @@ class StepMeter:
 
     Args:
         steps: decoding steps in one turn.
+
+    Attributes:
+        facts: the runner's.
     """
 
     def __init__(self, runner: ModelRunner, steps: int) -> None:
         self._runner, self._steps = runner, steps
-        self._facts = runner.facts
+        self.facts = runner.facts
         self._source = random.Random(0)
         self._next_id = 0
 
     def fits(self, batch: int, tokens: int) -> bool:
         """Whether the KV cache holds `batch` sequences of `tokens`."""
-        return batch * -(-tokens // BLOCK_SIZE) < self._facts.block_count
+        return batch * -(-tokens // BLOCK_SIZE) < self.facts.block_count
 
     def decode(self, case: Decode) -> None:
         """One turn. The keys and values behind the sequences are whatever lies in the cache: only time counts."""
@@ -112,7 +115,7 @@ class StepMeter:
         return list(range(self._next_id - count, self._next_id))
 
     def _random_ids(self, count: int) -> list[int]:
-        return [self._source.randrange(self._facts.vocab_size) for _ in range(count)]
+        return [self._source.randrange(self.facts.vocab_size) for _ in range(count)]
 
 
 def _cut(table: list[int], position: int) -> list[int]:

@@ -75,6 +75,13 @@ def test_capped_scores_are_as_near_as_where_every_score_is_written_out(backend, 
 
 
 @pytest.mark.parametrize("backend", [name for name in AVAILABLE if name not in ("eager", "sdpa")])
+@pytest.mark.parametrize("asked", [{"softcap": 50.0}, {"value_dim": 8}])
+def test_neither_falls_back_to_a_slower_backend(backend, asked):
+    spec = AttentionSpec(layer=0, heads=2, kv_heads=1, head_dim=16, scale=0.25, window=None, **asked)
+    assert type(select(backend)(spec)).__module__ == BACKENDS[backend].partition(":")[0]
+
+
+@pytest.mark.parametrize("backend", [name for name in AVAILABLE if name not in ("eager", "sdpa")])
 @pytest.mark.parametrize("counts", COUNTS)
 @pytest.mark.parametrize(("heads", "kv_heads"), [(8, 1), (40, 1), (6, 2)])
 def test_values_within_keys_are_as_near_as_where_every_score_is_written_out(backend, heads, kv_heads, counts):
