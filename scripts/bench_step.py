@@ -40,9 +40,9 @@ All cases and the copy take turns; every figure is the median of --repeats turns
 
 --architectures compares decoding steps of several architectures of one small shape (768 hidden, 4 layers, 12 heads, as
 many weights) instead. Every turn of one stands beside a turn of Llama: `/ Llama` is the median of the ratios of such
-pairs (Llama's own is another copy of it: what is left there is noise), `processor time` the same of the time that this
-process's threads were busy, which neighbours disturb less, and `weights` the ratio of the weights that a step reads. A
-mixture reads those of all experts that a batch chose.
+pairs, of which either comes first by turns (Llama's own is another copy of it: what is left there is noise). `processor
+time` is the same of the time that this process's threads were busy, which neighbours disturb less, and `weights` the
+ratio of the weights that a step reads: a mixture reads those of all experts that a batch chose.
 """
 EPILOG = """\
 examples:
@@ -133,8 +133,10 @@ def _compare(asked: argparse.Namespace) -> int:
     with Neighbours() as neighbours:
         for turn in tqdm(range(asked.repeats), desc="Measuring", unit="turn", disable=None):
             for (name, *_), (own, llama) in turns.items():
-                llamas[turn % LLAMAS].decode(llama)
-                meters[name].decode(own)
+                pair = [(llamas[turn % LLAMAS], llama), (meters[name], own)]
+                # Who comes first pays for what the pair before left in the caches.
+                for meter, case in pair if turn % 2 else reversed(pair):
+                    meter.decode(case)
     results = [
         {
             "architecture": name, "batch": batch, "context": context,
