@@ -15,6 +15,7 @@ from serving.errors import ModelError
 from serving.layers.activation import activation, make_gate
 from serving.layers.attention.backend import Attention, AttentionMaker, AttentionSpec
 from serving.layers.attention.kv_cache import KVShape
+from serving.layers.attention.position_bias import LinearBias, PositionBias, Reads
 from serving.layers.embedding import Embedding, Scaled, SplitEmbedding
 from serving.layers.linear import HeadLinear, Linear, SplitHead, SummedLinear, WideLinear, make_linear
 from serving.layers.moe import BiasedRouter, GroupRouter, Router, SummedExperts, make_experts
@@ -30,15 +31,15 @@ class Built:
 
     Attributes:
         kv_shapes: one an attention layer, in the order of their indices.
-        windows: the distinct attention windows.
-        token_windows: those of layers that want single tokens padded (`Attention.padded_tokens`).
+        reads: the distinct ways in which attention layers read (`AttentionSpec.reads`).
+        token_reads: those of layers that want single tokens padded (`Attention.padded_tokens`).
         weight_bytes: bytes of all weights kept.
         tied_bytes: those of an embedding that is the head, too.
     """
 
     kv_shapes: list[KVShape] = field(default_factory=list)
-    windows: set[int | None] = field(default_factory=set)
-    token_windows: set[int | None] = field(default_factory=set)
+    reads: set[Reads] = field(default_factory=set)
+    token_reads: set[Reads] = field(default_factory=set)
     weight_bytes: int = 0
     tied_bytes: int = 0
 
@@ -285,7 +286,7 @@ class LayerBuilder:
 
     def attention(
         self, *, heads: int, kv_heads: int, head_dim: int, scale: float, window: int | None = None,
-        softcap: float | None = None, value_dim: int | None = None,
+        softcap: float | None = None, value_dim: int | None = None, bias: PositionBias | None = None,
     ) -> Attention:  # fmt: skip
         """The next layer's causal attention over the paged cache; layers are numbered in the order of these calls.
 
@@ -296,16 +297,25 @@ class LayerBuilder:
         heads, kv_heads = heads // size, max(1, kv_heads // size)
         layer = len(self.built.kv_shapes)
         self.built.kv_shapes.append(KVShape(kv_heads, head_dim, keys_only=value_dim is not None))
-        self.built.windows.add(window)
         made = self._attention(
             AttentionSpec(
                 layer=layer, heads=heads, kv_heads=kv_heads, head_dim=head_dim, scale=scale, window=window,
-                softcap=softcap, value_dim=value_dim,
+                softcap=softcap, value_dim=value_dim, bias=bias,
             )
         )  # fmt: skip
+        self.built.reads.add(made.spec.reads)
         if made.padded_tokens:
-            self.built.token_windows.add(window)
+            self.built.token_reads.add(made.spec.reads)
         return made
+
+    def linear_bias(self, slopes: Sequence[float], make: Callable[[Tensor], PositionBias] = LinearBias) -> PositionBias:
+        """Biases that fall with the distance by these slopes, one a head; or another kind that is made of slopes.
+
+        Layers that are given the same object share its masks.
+        """
+        heads = len(slopes) // self._ranks.size
+        first = self._ranks.rank * heads
+        return make(torch.tensor(slopes[first : first + heads], dtype=torch.float32, device=self._device))
 
     def _mixture(self, weights: Iterable[tuple[Tensor, Tensor]], count: int, activation: str) -> nn.Module:
         experts = make_experts(weights, count, self.gate(activation))

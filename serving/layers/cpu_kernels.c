@@ -62,11 +62,12 @@ INLINE float tangent(float x) { return 1.0f - 2.0f / (1.0f + exponential(2.0f * 
 
 /* One query token's heads that share a key-value head, over the blocks of its context, with a running maximum
  * (Milakov and Gimelshein 2018, arXiv:1805.02867). `group` query heads of `dim`; the first `value_dim` numbers of a
- * value count, which lies as far from the next as a key does. */
+ * value count, which lies as far from the next as a key does. The query stands at `end` - 1; `slopes` [group] is what
+ * scores lose a position between key and query, or null. */
 INLINE void attend_group(
     bf16 *out, const bf16 *query, const bf16 *keys, const bf16 *values, const int64_t *table, int64_t first,
     int64_t end, long group, long dim, long value_dim, long kv_heads, long kv_head, long block_size, float scale,
-    float cap) {
+    float cap, const float *slopes) {
     float q[group][dim], sum[group][value_dim], score[group][block_size], top[group], total[group], lane[dim];
     long stride = kv_heads * dim;
     for (long g = 0; g < group; g++) {
@@ -92,6 +93,9 @@ INLINE void attend_group(
             for (long g = 0; g < group; g++)
                 for (long t = from; t < to; t++) score[g][t] = cap * tangent(score[g][t] / cap);
         for (long g = 0; g < group; g++) {
+            if (slopes)
+                for (long t = from; t < to; t++)
+                    score[g][t] += slopes[g] * (float)(block * block_size + t - (end - 1));
             float highest = top[g], added = 0.0f;
             for (long t = from; t < to; t++) highest = score[g][t] > highest ? score[g][t] : highest;
             float kept = top[g] == highest ? 1.0f : exponential(top[g] - highest);
@@ -116,11 +120,12 @@ INLINE void attend_group(
 FOR_EVERY_CPU static void attend_one(
     bf16 *out, const bf16 *query, const bf16 *keys, const bf16 *values, const int64_t *table, int64_t first,
     int64_t end, long group, long dim, long value_dim, long kv_heads, long kv_head, long block_size, float scale,
-    float cap) {
+    float cap, const float *slopes) {
     /* Known sizes let the compiler keep whole vectors in registers. */
 #define ATTEND(DIM, VALUE_DIM) \
     attend_group( \
-        out, query, keys, values, table, first, end, group, DIM, VALUE_DIM, kv_heads, kv_head, block_size, scale, cap)
+        out, query, keys, values, table, first, end, group, DIM, VALUE_DIM, kv_heads, kv_head, block_size, scale, cap, \
+        slopes)
     if (dim == 64 && value_dim == 64) ATTEND(64, 64);
     else if (dim == 128 && value_dim == 128) ATTEND(128, 128);
     else ATTEND(dim, value_dim);
@@ -129,11 +134,11 @@ FOR_EVERY_CPU static void attend_one(
 
 /* out [rows, heads, value_dim]; query [rows, heads, dim] with `query_stride` between rows; keys [blocks, block_size,
  * kv_heads, dim], values likewise, of which the first `value_dim` numbers count; tables [rows, width]; positions
- * [rows], of the queries; window 0 and cap 0 for none. */
+ * [rows], of the queries; window 0 and cap 0 for none; slopes [heads], or null. */
 void weir_attend(
     bf16 *out, const bf16 *query, long query_stride, const bf16 *keys, const bf16 *values, const int64_t *tables,
     long width, const int64_t *positions, long rows, long heads, long kv_heads, long dim, long value_dim,
-    long block_size, float scale, float cap, long window) {
+    long block_size, float scale, float cap, long window, const float *slopes) {
     /* Many heads over one key-value head are split: for all threads, and for a thread's stack. */
     long shared = heads / kv_heads, parts = (shared + MOST_TOGETHER - 1) / MOST_TOGETHER;
     long items = rows * kv_heads * parts;
@@ -145,7 +150,8 @@ void weir_attend(
         int64_t end = positions[row] + 1, first = window > 0 && end > window ? end - window : 0;
         attend_one(
             out + (row * heads + head) * value_dim, query + row * query_stride + head * dim, keys, values,
-            tables + row * width, first, end, group, dim, value_dim, kv_heads, kv_head, block_size, scale, cap);
+            tables + row * width, first, end, group, dim, value_dim, kv_heads, kv_head, block_size, scale, cap,
+            slopes ? slopes + head : NULL);
     }
 }
 

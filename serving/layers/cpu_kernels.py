@@ -14,7 +14,7 @@ from torch import Tensor
 _POINTER, _SIZE, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 _SIGNATURES = {
     "weir_attend": [
-        _POINTER, _POINTER, _SIZE, *[_POINTER] * 3, _SIZE, _POINTER, *[_SIZE] * 6, _FLOAT, _FLOAT, _SIZE,
+        _POINTER, _POINTER, _SIZE, *[_POINTER] * 3, _SIZE, _POINTER, *[_SIZE] * 6, _FLOAT, _FLOAT, _SIZE, _POINTER,
     ],
     "weir_store": [_POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _SIZE],
     "weir_rms_norm": [_POINTER, _POINTER, _SIZE, _POINTER, _SIZE, _SIZE, _FLOAT],
@@ -52,7 +52,7 @@ class CpuKernels:
 
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, tables: Tensor, positions: Tensor, scale: float, window: int,
-        softcap: float = 0.0,
+        softcap: float = 0.0, slopes: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """One query token a row over its own blocks, read in place.
 
@@ -64,6 +64,7 @@ class CpuKernels:
             positions: of the queries, [rows].
             window: how many positions back a query looks, itself included; 0 for all.
             softcap: what scores are kept within by a tangent; 0 for nothing.
+            slopes: what every head's scores lose a position between key and query, [heads] in float32.
 
         Returns:
             [rows, heads * size of a value].
@@ -73,12 +74,13 @@ class CpuKernels:
         assert query.stride()[1:] == (head_dim, 1)
         assert keys.is_contiguous()
         assert values.stride() == keys.stride()
+        assert slopes is None or (slopes.is_contiguous() and slopes.dtype == torch.float32)
         value_dim = values.shape[-1]
         output = query.new_empty(rows, heads * value_dim)
         self._attend(
             output.data_ptr(), query.data_ptr(), query.stride(0), keys.data_ptr(), values.data_ptr(),
             tables.data_ptr(), len(tables) // rows, positions.data_ptr(), rows, heads, kv_heads, head_dim, value_dim,
-            block_size, scale, softcap, window,
+            block_size, scale, softcap, window, None if slopes is None else slopes.data_ptr(),
         )  # fmt: skip
         return output
 

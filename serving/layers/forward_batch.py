@@ -3,7 +3,7 @@
 Knows no sequence, no plan and no kernel.
 """
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -11,11 +11,12 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The keys that layers with one window read: no block that lies wholly outside it.
+    """The keys that layers with one window or bias read: no block that lies wholly outside the window.
 
     Attributes:
         blocks: KV block ids, row by row: [rows * blocks a row].
-        mask: what to add to the scores: [rows, 1, query_length, blocks a row * block_size].
+        mask: what to add to the scores, the same for all heads or for each its own:
+            [rows, 1 or heads, query_length, blocks a row * block_size].
     """
 
     blocks: Tensor
@@ -31,14 +32,14 @@ class AttentionGroup:
         rows: number of sequences; 1 where `query_length` is more than 1.
         query_length: query tokens of each.
         blocks: ids of all KV blocks, row by row: [rows * blocks a row].
-        contexts: what is read, by window (`None`: unbounded); only for layers that want it (`Attention.padded_tokens`).
+        contexts: what is read, by `AttentionSpec.reads`; only for layers that want it (`Attention.padded_tokens`).
     """
 
     start: int
     rows: int
     query_length: int
     blocks: Tensor
-    contexts: Mapping[int | None, Context]
+    contexts: Mapping[Hashable, Context]
 
 
 @dataclass(frozen=True, slots=True)

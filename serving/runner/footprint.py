@@ -13,7 +13,7 @@ from serving.layers.attention.select import select as select_attention
 from serving.layers.builder import LayerBuilder
 from serving.layers.linear import packs
 from serving.models.select import select as select_model
-from serving.runner.inputs import MAX_MASK_ENTRIES
+from serving.runner.inputs import mask_bounds
 from serving.weights.checkpoint import Checkpoint
 from serving.weights.model_config import ModelConfig
 
@@ -86,7 +86,9 @@ def predict(
     logits = max_rows * config.vocab_size * torch.float32.itemsize * _LOGIT_COPIES
     # What one layer's attention gathers and masks: the longest sequence's context, for a slice of a chunk.
     context = kv_bytes_per_token // len(built.kv_shapes) * longest
-    mask = min(MAX_MASK_ENTRIES, step_tokens * longest) * (dtype.itemsize + torch.bool.itemsize)
+    heads, entries = mask_bounds(built.reads)
+    made_of = torch.bool if heads == 1 else torch.float32
+    mask = min(entries, heads * step_tokens * longest) * (dtype.itemsize + made_of.itemsize)
     return Footprint(
         weight_bytes=built.weight_bytes + copied,
         kv_bytes_per_token=kv_bytes_per_token,

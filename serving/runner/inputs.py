@@ -3,7 +3,7 @@
 Knows no model and no sampling.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -12,13 +12,16 @@ from msgspec import structs
 from torch import Tensor
 
 from serving.layers.attention.kv_cache import KVCache
+from serving.layers.attention.position_bias import Reads
 from serving.layers.forward_batch import AttentionGroup, Context, ForwardBatch
 from serving.plan import Row
 
 # Rows of a group are padded to the longest of them; this bounds what one attention call gathers.
 MAX_GROUP_TOKENS = 1 << 15
-# A chunk's mask has query tokens x context entries; longer chunks attend in slices.
+# A chunk's mask has query tokens x context entries, and so many times more where heads differ; longer chunks attend in
+# slices, each of which gathers its context anew.
 MAX_MASK_ENTRIES = 1 << 22
+MAX_BIAS_ENTRIES = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,22 +36,29 @@ class Inputs:
     starts: list[int]
 
 
+def mask_bounds(reads: Iterable[Reads]) -> tuple[int, int]:
+    """How many heads the largest mask is made for, and how many entries it has at most."""
+    heads = max((1 if isinstance(how, int | None) else how.heads for how in reads), default=1)
+    return heads, MAX_MASK_ENTRIES if heads == 1 else MAX_BIAS_ENTRIES
+
+
 class InputBuilder:
     """Makes forward batches over one KV cache.
 
     Args:
-        windows: the distinct attention windows of the model's layers.
+        reads: the distinct ways in which the model's layers read (`AttentionSpec.reads`).
         dtype: the computing type, which the masks share.
-        token_windows: those of layers that want single tokens padded; all of them unless said.
+        token_reads: those of layers that want single tokens padded; all of them unless said.
     """
 
     def __init__(
-        self, cache: KVCache, block_size: int, windows: Iterable[int | None], dtype: torch.dtype, device: torch.device,
-        token_windows: Iterable[int | None] | None = None,
+        self, cache: KVCache, block_size: int, reads: Iterable[Reads], dtype: torch.dtype, device: torch.device,
+        token_reads: Iterable[Reads] | None = None,
     ) -> None:  # fmt: skip
-        self._cache, self._block_size, self._windows = cache, block_size, tuple(windows)
-        self._token_windows = self._windows if token_windows is None else tuple(token_windows)
+        self._cache, self._block_size, self._reads = cache, block_size, tuple(reads)
+        self._token_reads = self._reads if token_reads is None else tuple(token_reads)
         self._dtype, self._device = dtype, device
+        self._mask_heads, self._mask_entries = mask_bounds(self._reads)
 
     def build(self, rows: Sequence[Row]) -> Inputs:
         """Single tokens first, sorted by length so that little is padded, then the chunks."""
@@ -77,7 +87,7 @@ class InputBuilder:
 
     def _group(self, rows: Sequence[Row], singles: Sequence[int]) -> list[list[int]]:
         """Split rows that are sorted by falling length where padding would double a row or burst the bound."""
-        if not self._token_windows:  # only their tables are padded
+        if not self._token_reads:  # only their tables are padded
             return [list(singles)] if singles else []
         groups: list[list[int]] = []
         longest = 0
@@ -91,28 +101,27 @@ class InputBuilder:
         return groups
 
     def _single_tokens(self, rows: Sequence[Row], start: int) -> AttentionGroup:
-        return AttentionGroup(start, len(rows), 1, *self._read(rows, 1, self._token_windows))
+        return AttentionGroup(start, len(rows), 1, *self._read(rows, 1, self._token_reads))
 
     def _chunk(self, row: Row, start: int) -> list[AttentionGroup]:
         groups, done, count = [], 0, len(row.token_ids)
-        slice_tokens = max(1, MAX_MASK_ENTRIES // (row.position + count))
+        slice_tokens = max(1, self._mask_entries // (self._mask_heads * (row.position + count)))
         while done < count:
             length = min(slice_tokens, count - done)
             part = structs.replace(row, position=row.position + done)
-            groups.append(AttentionGroup(start + done, 1, length, *self._read([part], length, self._windows)))
+            groups.append(AttentionGroup(start + done, 1, length, *self._read([part], length, self._reads)))
             done += length
         return groups
 
-    def _read(
-        self, rows: Sequence[Row], length: int, windows: Iterable[int | None]
-    ) -> tuple[Tensor, dict[int | None, Context]]:
-        """All blocks of `length` tokens from each row's position on, and what layers with these windows read."""
-        contexts = {window: self._context(rows, length, window) for window in windows}
+    def _read(self, rows: Sequence[Row], length: int, reads: Iterable[Reads]) -> tuple[Tensor, dict[Hashable, Context]]:
+        """All blocks of `length` tokens from each row's position on, and what layers that read so find there."""
+        contexts: dict[Hashable, Context] = {how: self._context(rows, length, how) for how in reads}
         if None in contexts:
             return contexts[None].blocks, contexts
         return self._padded([row.block_table[: self._blocks(row.position + length)] for row in rows]), contexts
 
-    def _context(self, rows: Sequence[Row], length: int, window: int | None) -> Context:
+    def _context(self, rows: Sequence[Row], length: int, how: Reads) -> Context:
+        window, bias = (how, None) if isinstance(how, int | None) else (None, how)
         size = self._block_size
         first = [0 if window is None else max(0, row.position + 1 - window) // size for row in rows]
         tables = [
@@ -129,7 +138,8 @@ class InputBuilder:
         if window is not None:
             hidden |= keys <= positions - window
         mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
-        return Context(blocks, mask.masked_fill_(hidden, float("-inf")))
+        mask.masked_fill_(hidden, float("-inf"))
+        return Context(blocks, mask if bias is None else bias(keys, positions[:, 0, :, 0]).to(self._dtype) + mask)
 
     def _padded(self, tables: Sequence[list[int]]) -> Tensor:
         width = max(map(len, tables))

@@ -170,7 +170,7 @@ def _size_and_warm(
             device=_device_name(device), weight_bytes=built.weight_bytes * ranks.size,
             kv_bytes=cache.nbytes * ranks.size, rank_count=ranks.size,
         )  # fmt: skip
-        inputs = InputBuilder(cache, BLOCK_SIZE, built.windows, dtype, device, built.token_windows)
+        inputs = InputBuilder(cache, BLOCK_SIZE, built.reads, dtype, device, built.token_reads)
         sampler = Sampler(config.vocab_size, device, compiler) if ranks.rank == 0 else None
         return ModelRunner(model, inputs, sampler, facts)
 

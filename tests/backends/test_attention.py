@@ -7,6 +7,7 @@ import torch
 
 from serving.layers.attention.backend import AttentionSpec
 from serving.layers.attention.kv_cache import KVCache, KVShape, block_bytes
+from serving.layers.attention.position_bias import LinearBias, alibi_slopes
 from serving.layers.attention.select import BACKENDS, fastest, select
 from serving.layers.cpu_kernels import compiled_library
 from serving.plan import Row
@@ -23,8 +24,8 @@ def attended(backend, spec, dtype, rows, query, key, value, past):
     if not keys_only:
         cache.values[0].copy_(past[1])
     attention = select(backend)(spec)
-    padded = [spec.window] if attention.padded_tokens else []
-    batch = InputBuilder(cache, BLOCK, [spec.window], dtype, CPU, padded).build(rows).batch
+    padded = [spec.reads] if attention.padded_tokens else []
+    batch = InputBuilder(cache, BLOCK, [spec.reads], dtype, CPU, padded).build(rows).batch
     value = None if keys_only else value.to(dtype)
     return attention(query.to(dtype), key.to(dtype), value, batch).float()
 
@@ -51,13 +52,16 @@ def held_to_twin(backend, spec, counts, twin="sdpa"):
 
 
 @pytest.mark.parametrize("backend", AVAILABLE)
-@pytest.mark.parametrize("window", [None, 20])
+@pytest.mark.parametrize(("window", "biased"), [(None, False), (20, False), (None, True)])
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(12, 4, 64), (4, 4, 32), (8, 1, 16)])
 @pytest.mark.parametrize("counts", [[1] * 3, [1] * 8, [1] * 33, [5, 96, 200], [1] * 9 + [130]])
-def test_every_backend_is_as_near_to_float32_as_its_slow_twin(backend, window, heads, kv_heads, head_dim, counts):
+def test_every_backend_is_as_near_to_float32_as_its_slow_twin(
+    backend, window, biased, heads, kv_heads, head_dim, counts
+):
     spec = AttentionSpec(
-        layer=0, heads=heads, kv_heads=kv_heads, head_dim=head_dim, scale=head_dim**-0.5, window=window
-    )
+        layer=0, heads=heads, kv_heads=kv_heads, head_dim=head_dim, scale=head_dim**-0.5, window=window,
+        bias=LinearBias(torch.tensor(alibi_slopes(heads))) if biased else None,
+    )  # fmt: skip
     held_to_twin(backend, spec, counts)
 
 
@@ -158,3 +162,46 @@ def test_values_may_be_the_first_numbers_of_the_keys_and_are_then_not_kept(backe
     shape = KVShape(1, 20, keys_only=True)
     assert KVCache([shape], 3, BLOCK, torch.float32, CPU).nbytes == 3 * block_bytes([shape], BLOCK, torch.float32)
     assert block_bytes([shape], BLOCK, torch.float32) == BLOCK * 20 * 4
+
+
+@pytest.mark.parametrize("backend", AVAILABLE)
+@pytest.mark.parametrize("counts", [[1], [1] * 9, [40], [120]])
+def test_linear_biases_are_what_the_paper_says(backend, counts):
+    torch.manual_seed(0)
+    slopes, past_tokens = torch.tensor(alibi_slopes(6)), 32
+    spec = AttentionSpec(layer=0, heads=6, kv_heads=2, head_dim=16, scale=0.5, window=None, bias=LinearBias(slopes))
+    tables = [[1 + 10 * i + j for j in range(10)] for i in range(len(counts))]
+    rows = [
+        Row(sequence_id=i, token_ids=[0] * count, position=past_tokens, block_table=tables[i], sample=True)
+        for i, count in enumerate(counts)
+    ]
+    tokens = sum(counts)
+    query, key, value = torch.randn(tokens, 6, 16), torch.randn(tokens, 2, 16), torch.randn(tokens, 2, 16)
+    past = [torch.randn(300, BLOCK, 2, 16) for _ in range(2)]
+    dtype = torch.bfloat16 if backend == "native" else torch.float32
+    got, start = attended(backend, spec, dtype, rows, query, key, value, past), 0
+    for count, table in zip(counts, tables, strict=True):
+        span = slice(start, start + count)
+        whole = [
+            torch.cat([kept[table].flatten(0, 1)[:past_tokens], new[span]]).repeat_interleave(3, 1)
+            for kept, new in zip(past, (key, value), strict=True)
+        ]
+        distance = torch.arange(past_tokens, past_tokens + count)[:, None] - torch.arange(past_tokens + count)
+        scores = torch.einsum("qhd,khd->hqk", query[span], whole[0]) * 0.5 - slopes[:, None, None] * distance
+        chances = scores.masked_fill(distance < 0, float("-inf")).softmax(-1)
+        want = torch.einsum("hqk,khd->qhd", chances, whole[1]).flatten(1)
+        assert torch.allclose(got[span], want, atol=0.05 if dtype == torch.bfloat16 else 1e-5)
+        start += count
+
+
+@pytest.mark.parametrize(
+    ("heads", "steepest", "want"),
+    [
+        (4, 8, [2**-2, 2**-4, 2**-6, 2**-8]),
+        (6, 8, [2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3]),
+        (2, 4, [2**-2, 2**-4]),
+        (1, 8, [2**-8]),
+    ],
+)
+def test_slopes_of_heads_that_are_no_power_of_two_fill_the_series_up(heads, steepest, want):
+    assert alibi_slopes(heads, steepest) == want

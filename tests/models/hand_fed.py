@@ -27,7 +27,7 @@ class Ours:
         self.model = select_model(self.config.model_type)(self.config, build)
         cache = KVCache(build.built.kv_shapes, 128, BLOCK, dtype, device)
         self.built = build.built
-        self.inputs = InputBuilder(cache, BLOCK, build.built.windows, dtype, device, build.built.token_windows)
+        self.inputs = InputBuilder(cache, BLOCK, build.built.reads, dtype, device, build.built.token_reads)
 
     @torch.inference_mode()
     def logits(self, rows):

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from serving.layers.attention.position_bias import PositionBias, Reads
 from serving.layers.forward_batch import ForwardBatch
 
 
@@ -22,6 +23,7 @@ class AttentionSpec:
         softcap: scores become `softcap * tanh(score / softcap)` before the mask; `None` leaves them.
         value_dim: values are the first `value_dim` numbers of the keys and nothing is kept of them; `None` where
             they are kept for themselves, `head_dim` numbers each.
+        bias: what is added to the scores by position, in the mask; not beside a window.
     """
 
     layer: int
@@ -32,6 +34,12 @@ class AttentionSpec:
     window: int | None
     softcap: float | None = None
     value_dim: int | None = None
+    bias: PositionBias | None = None
+
+    @property
+    def reads(self) -> Reads:
+        """Which of a group's contexts is the layer's."""
+        return self.window if self.bias is None else self.bias
 
 
 class Attention(Protocol):

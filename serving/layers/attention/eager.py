@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from serving.layers.attention.backend import AttentionSpec
-from serving.layers.attention.sdpa import attend_groups, gathered
+from serving.layers.attention.sdpa import added, attend_groups, gathered
 from serving.layers.forward_batch import AttentionGroup, ForwardBatch
 
 
@@ -37,7 +37,7 @@ def attend(spec: AttentionSpec, query: Tensor, keys: Tensor, values: Tensor, gro
 
     Scores are in float32.
     """
-    rows, shared, context = group.rows, spec.heads // spec.kv_heads, group.contexts[spec.window]
+    rows, shared, context = group.rows, spec.heads // spec.kv_heads, group.contexts[spec.reads]
     shape = (rows, -1, spec.kv_heads, spec.head_dim)
     key = gathered(keys, context).view(shape)
     value = gathered(values, context).view(shape) if spec.value_dim is None else key[..., : spec.value_dim]
@@ -48,7 +48,6 @@ def attend(spec: AttentionSpec, query: Tensor, keys: Tensor, values: Tensor, gro
     scores = torch.matmul(grouped, key).float().mul_(spec.scale)
     if spec.softcap is not None:
         scores.div_(spec.softcap).tanh_().mul_(spec.softcap)
-    mask = context.mask.unsqueeze(1)  # [rows, 1, 1, tokens, context]
-    scores = scores.unflatten(2, (shared, -1)).add_(mask)
+    scores = scores.unflatten(2, (shared, -1)).add_(added(spec, context))
     attended = torch.matmul(scores.softmax(-1).to(value.dtype).flatten(2, 3), value)
     return attended.unflatten(2, (shared, -1)).permute(0, 3, 1, 2, 4).flatten(2).flatten(0, 1)

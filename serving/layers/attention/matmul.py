@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from serving.layers.attention import eager, sdpa
 from serving.layers.attention.backend import AttentionSpec
-from serving.layers.attention.sdpa import SdpaAttention, attend_groups, gathered
+from serving.layers.attention.sdpa import SdpaAttention, added, attend_groups, gathered
 from serving.layers.forward_batch import AttentionGroup, Context, ForwardBatch
 
 # Measured on two cores with AVX-512 and bfloat16 instructions: below these, sdpa is the faster one.
@@ -47,7 +47,7 @@ class MatmulAttention(nn.Module):
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, group: AttentionGroup) -> Tensor:
         """One group's attention: query [tokens, heads, head_dim] -> [tokens, heads * size of a value]."""
         spec = self.spec
-        scores = spec.heads * group.contexts[spec.window].mask.numel()
+        scores = spec.heads * group.contexts[spec.reads].mask[:, :1].numel()
         if scores > _MAX_SCORES:
             return self.twin(query, keys, values, group)
         if group.query_length == 1 and group.rows >= _FEWEST_ROWS:
@@ -60,23 +60,23 @@ class MatmulAttention(nn.Module):
         """Every query against the keys of all heads at once, zero where they are not its own: one product a row
         instead of one a row and head. The surplus arithmetic costs less than the calls it saves.
         """
-        spec, rows, context = self.spec, group.rows, group.contexts[self.spec.window]
+        spec, rows, context = self.spec, group.rows, group.contexts[self.spec.reads]
         key, value = self._gathered(keys, values, context)
         key, value = (part.view(rows, -1, *part.shape[-2:]).flatten(2) for part in (key, value))
         spread = (query.unsqueeze(2) * self.own).view(rows, spec.heads, -1)
-        scores = self._capped(torch.bmm(spread, key.transpose(1, 2))).add_(context.mask.squeeze(1))
+        scores = self._capped(torch.bmm(spread, key.transpose(1, 2))).add_(added(spec, context).flatten(1, 3))
         attended = torch.bmm(scores.softmax(-1), value)
         per_head = attended.view(rows, spec.kv_heads, -1, spec.kv_heads, self.value_dim)
         return per_head.diagonal(0, 1, 3).permute(0, 3, 1, 2).flatten(1)
 
     def _long_chunk(self, query: Tensor, keys: Tensor, values: Tensor, group: AttentionGroup) -> Tensor:
         """All queries that share a key-value head against its keys: one product a key-value head."""
-        spec, tokens, context = self.spec, group.query_length, group.contexts[self.spec.window]
+        spec, tokens, context = self.spec, group.query_length, group.contexts[self.spec.reads]
         key, value = (part.flatten(0, 1).transpose(0, 1) for part in self._gathered(keys, values, context))
         grouped = query.unflatten(1, (spec.kv_heads, -1)).permute(1, 2, 0, 3)  # [kv_heads, queries_per_kv, tokens, dim]
         grouped = (grouped * spec.scale).flatten(1, 2)
         scores = self._capped(torch.bmm(grouped, key.transpose(1, 2))).unflatten(1, (-1, tokens))
-        scores.add_(context.mask)
+        scores.add_(added(spec, context).squeeze(0))
         attended = torch.bmm(scores.softmax(-1).flatten(1, 2), value)
         return attended.unflatten(1, (-1, tokens)).permute(2, 0, 1, 3).flatten(1)
 

@@ -11,6 +11,7 @@ from serving.errors import ConfigurationError
 from serving.layers import cpu_kernels
 from serving.layers.attention.backend import AttentionSpec
 from serving.layers.attention.matmul import MatmulAttention
+from serving.layers.attention.position_bias import LinearBias
 from serving.layers.forward_batch import ForwardBatch
 
 
@@ -25,11 +26,12 @@ class NativeAttention(nn.Module):
         if kernels is None:
             raise ConfigurationError("attention backend 'native': the CPU kernels were not compiled; install gcc first")
         self.spec, self.kernels, self.chunks = spec, kernels, MatmulAttention(spec)
+        self.slopes = spec.bias.slopes if isinstance(spec.bias, LinearBias) else None
 
     @staticmethod
     def supports(spec: AttentionSpec) -> bool:
         """See `AttentionBackend`."""
-        return True
+        return spec.bias is None or isinstance(spec.bias, LinearBias)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor | None, batch: ForwardBatch) -> Tensor:
         """See `Attention`."""
@@ -44,10 +46,9 @@ class NativeAttention(nn.Module):
             if group.query_length > 1:
                 outputs.append(self.chunks.attend(query[span], keys, values, group))
                 continue
-            outputs.append(
-                self.kernels.attend(
-                    query[span], keys, kept, group.blocks, batch.positions[span], spec.scale, spec.window or 0,
-                    spec.softcap or 0.0,
-                )
+            attended = self.kernels.attend(
+                query[span], keys, kept, group.blocks, batch.positions[span], spec.scale, spec.window or 0,
+                spec.softcap or 0.0, self.slopes,
             )  # fmt: skip
+            outputs.append(attended)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)

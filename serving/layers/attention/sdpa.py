@@ -59,19 +59,27 @@ def gathered(cache: Tensor, context: Context) -> Tensor:
     return cache.index_select(0, context.blocks)
 
 
+def added(spec: AttentionSpec, context: Context) -> Tensor:
+    """What is added to the scores: [rows, kv_heads, heads a key-value head, query_length, keys].
+
+    The dimensions of heads are 1 where all are alike.
+    """
+    return context.mask.unsqueeze(1) if spec.bias is None else context.mask.unflatten(1, (spec.kv_heads, -1))
+
+
 def attend(spec: AttentionSpec, query: Tensor, keys: Tensor, values: Tensor, group: AttentionGroup) -> Tensor:
     """One group's attention: query [tokens, heads, head_dim] -> [tokens, heads * head_dim]."""
-    rows, queries_per_kv, context = group.rows, spec.heads // spec.kv_heads, group.contexts[spec.window]
+    rows, queries_per_kv, context = group.rows, spec.heads // spec.kv_heads, group.contexts[spec.reads]
     shape = (rows, -1, spec.kv_heads, spec.head_dim)
     key = gathered(keys, context).view(shape).transpose(1, 2)  # [rows, kv_heads, context, head_dim]
     value = gathered(values, context).view(shape).transpose(1, 2)
-    mask = context.mask
+    mask = added(spec, context)
     if group.query_length == 1:
         # The heads that share a key stand side by side as if they were query tokens: nothing is repeated.
-        grouped = query.view(rows, spec.kv_heads, queries_per_kv, spec.head_dim)
+        grouped, mask = query.view(rows, spec.kv_heads, queries_per_kv, spec.head_dim), mask.squeeze(3)
         return F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=spec.scale).flatten(1)
     # One row: [kv_heads, queries_per_kv, tokens, head_dim], over keys and values that are broadcast, not repeated.
-    grouped = query.unflatten(1, (spec.kv_heads, queries_per_kv)).permute(1, 2, 0, 3)
+    grouped, mask = query.unflatten(1, (spec.kv_heads, queries_per_kv)).permute(1, 2, 0, 3), mask.squeeze(0)
     key, value = (kv.transpose(0, 1).expand(-1, queries_per_kv, -1, -1) for kv in (key, value))
     attended = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=spec.scale)
     return attended.permute(2, 0, 1, 3).flatten(1)
