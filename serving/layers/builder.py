@@ -20,7 +20,14 @@ from serving.layers.embedding import Embedding, Scaled, SplitEmbedding
 from serving.layers.linear import HeadLinear, Linear, SplitHead, SummedLinear, WideLinear, make_linear
 from serving.layers.moe import BiasedRouter, GroupRouter, Router, SummedExperts, make_experts
 from serving.layers.norm import HeadLayerNorm, LayerNorm, SplitRMSNorm, make_rms_norm, make_wide_rms_norm
-from serving.layers.rotary import Rotary, Rotation, make_pair_rotation, make_partial_rotation, make_rotation
+from serving.layers.rotary import (
+    Rotary,
+    Rotation,
+    make_pair_rotation,
+    make_partial_pair_rotation,
+    make_partial_rotation,
+    make_rotation,
+)
 from serving.parallel import OneRank, Ranks
 from serving.weights.checkpoint import Checkpoint
 
@@ -66,9 +73,9 @@ class LayerBuilder:
         self.built = Built()
 
     def at(self, name: str) -> Self:
-        """The same builder, one level deeper in the checkpoint's names."""
+        """The same builder, one level deeper in the checkpoint's names; the empty name stays where it is."""
         deeper = object.__new__(type(self))
-        deeper.__dict__.update(self.__dict__, _prefix=f"{self._prefix}{name}.")
+        deeper.__dict__.update(self.__dict__, _prefix=f"{self._prefix}{name}." if name else self._prefix)
         return deeper
 
     def transposed(self) -> Self:
@@ -177,9 +184,15 @@ class LayerBuilder:
         weight = self._vocabulary(name, vocab_size)
         return Embedding(weight) if self._ranks.size == 1 else SplitEmbedding(weight, self._ranks)
 
-    def position_embedding(self, name: str) -> nn.Module:
-        """An embedding of positions that was learned. Raises ModelError."""
-        return Embedding(self._tensor(f"{name}.weight"))
+    def position_embedding(self, name: str, positions: int, skipped: int = 0) -> nn.Module:
+        """An embedding of so many positions that was learned; its first rows may be skipped. Raises ModelError."""
+        table = self._read(f"{name}.weight")
+        if len(table) < skipped + positions:
+            raise ModelError(
+                f"{self._prefix}{name}.weight has {len(table)} rows, too few for the {positions} positions that "
+                "config.json says"
+            )
+        return Embedding(self._kept([table[skipped : skipped + positions]]))
 
     def scaled_embedding(self, name: str, vocab_size: int, scale: float) -> nn.Module:
         """A token embedding times `scale`. Raises ModelError."""
@@ -209,6 +222,10 @@ class LayerBuilder:
         """A layer norm. Raises ModelError."""
         return LayerNorm(self._tensor(f"{name}.weight"), self._tensor(f"{name}.bias") if bias else None, eps)
 
+    def bare_layer_norm(self, eps: float) -> nn.Module:
+        """A layer norm that has learned nothing."""
+        return LayerNorm(None, None, eps)
+
     def head_layer_norm(self, name: str, eps: float) -> nn.Module:
         """A layer norm of every head by itself, heads being what a `column` layer made. Raises ModelError."""
         whole = self._read(f"{name}.weight")
@@ -229,6 +246,12 @@ class LayerBuilder:
     def pair_rotation(self) -> Rotation:
         """The same where numbers that turn together are neighbours."""
         return make_pair_rotation(self._device, self._dtype)
+
+    def partial_pair_rotation(self, head_dim: int, size: int) -> Rotation:
+        """The same for the first `size` numbers of a head."""
+        if size == head_dim:
+            return self.pair_rotation()
+        return make_partial_pair_rotation(self._device, self._dtype, size)
 
     def gate(self, name: str) -> Callable[[Tensor], Tensor]:
         """`activation(gate) * up` of the two side by side: [tokens, 2 * size] -> [tokens, size]. Raises ModelError."""

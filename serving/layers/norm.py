@@ -85,13 +85,13 @@ class SplitRMSNorm(nn.Module):
 class LayerNorm(nn.Module):
     """Layer normalisation over the last dimension (Ba et al. 2016, arXiv:1607.06450)."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, eps: float) -> None:
+    def __init__(self, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
         super().__init__()
         self.weight, self.bias, self.eps = weight, bias, eps
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., size] -> the same shape and type."""
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
 
 
 class HeadLayerNorm(nn.Module):

@@ -83,6 +83,14 @@ def make_pair_rotation(device: torch.device, dtype: torch.dtype) -> Rotation:
     return rotate_pairs if kernels is None else lambda x, angles: kernels.rotate(x, *angles, pairs=True)
 
 
+def make_partial_pair_rotation(device: torch.device, dtype: torch.dtype, size: int) -> Rotation:
+    """The same for the first `size` numbers of every head; the rest stays."""
+    kernels = load(device, dtype)
+    if kernels is not None:
+        return lambda x, angles: kernels.rotate(x, *angles, pairs=True)
+    return lambda x, angles: torch.cat((rotate_pairs(x[..., :size], angles), x[..., size:]), -1)
+
+
 # Positions [tokens, 1] -> radians a position: [size / 2] or [tokens, size / 2].
 _Frequencies = Callable[[Tensor], Tensor]
 _Made = tuple[_Frequencies, float]

@@ -1,15 +1,14 @@
 """Command R (Cohere 2024): attention and feed-forward side by side behind one norm, neighbours turned together."""
 
-from torch import Tensor, nn
+from torch import nn
 
 from serving.layers.builder import LayerBuilder
-from serving.layers.forward_batch import ForwardBatch
-from serving.layers.rotary import Angles
 from serving.models.decoder import (
     NormedRotaryAttention,
     RotaryAttention,
     RotaryDecoder,
     Scaled,
+    SharedNormBlock,
     attend,
     gated_mlp,
     head,
@@ -35,19 +34,13 @@ def attention(config: ModelConfig, build: LayerBuilder) -> nn.Module:
     )
 
 
-class Block(nn.Module):
-    """Attention and feed-forward of the same normalised input, both added to the residual stream."""
-
-    def __init__(self, config: ModelConfig, build: LayerBuilder, layer: int) -> None:
-        super().__init__()
-        self.norm = build.layer_norm("input_layernorm", config.norm_eps, bias=False)
-        self.attention = attention(config, build.at("self_attn"))
-        self.mlp = gated_mlp(config, build.at("mlp"))
-
-    def forward(self, x: Tensor, angles: Angles, batch: ForwardBatch) -> Tensor:
-        """[tokens, hidden] -> [tokens, hidden]."""
-        normed = self.norm(x)
-        return x + self.attention(normed, angles, batch) + self.mlp(normed)
+def block(config: ModelConfig, build: LayerBuilder, layer: int) -> nn.Module:
+    """One layer."""
+    return SharedNormBlock(
+        norm=build.layer_norm("input_layernorm", config.norm_eps, bias=False),
+        attention=attention(config, build.at("self_attn")),
+        mlp=gated_mlp(config, build.at("mlp")),
+    )
 
 
 def cohere(config: ModelConfig, build: LayerBuilder) -> RotaryDecoder:
@@ -56,7 +49,7 @@ def cohere(config: ModelConfig, build: LayerBuilder) -> RotaryDecoder:
     return RotaryDecoder(
         embed=model.embedding("embed_tokens", config.vocab_size),
         rotary=build.rotary(config.head_dim, config.rope),
-        blocks=layers(config, model, Block),
+        blocks=layers(config, model, block),
         norm=model.layer_norm("norm", config.norm_eps, bias=False),
         head=Scaled(head(config, build), config.number("logit_scale")),
     )

@@ -1,23 +1,11 @@
 """DBRX (Databricks 2024): clipped queries, keys and values, layer norms without biases, experts kept in one tensor."""
 
-from torch import Tensor, nn
+from torch import nn
 
 from serving.errors import ModelError
 from serving.layers.builder import LayerBuilder
-from serving.models.decoder import PreNormBlock, RotaryAttention, RotaryDecoder, SparseMlp, attend, layers
+from serving.models.decoder import Clipped, PreNormBlock, RotaryAttention, RotaryDecoder, SparseMlp, attend, layers
 from serving.weights.model_config import ModelConfig
-
-
-class Clipped(nn.Module):
-    """A layer whose outputs are kept within `limit` of zero."""
-
-    def __init__(self, layer: nn.Module, limit: float) -> None:
-        super().__init__()
-        self.layer, self.limit = layer, limit
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[tokens, in] -> [tokens, out]."""
-        return self.layer(x).clamp_(-self.limit, self.limit)
 
 
 def attention(config: ModelConfig, build: LayerBuilder) -> nn.Module:

@@ -1,10 +1,19 @@
 """GPT-2 (Radford et al. 2019): positions that were learned, layer norms, weights kept as [in, out]."""
 
-from torch import Tensor, nn
+from torch import nn
 
 from serving.layers.builder import LayerBuilder
-from serving.layers.forward_batch import ForwardBatch
-from serving.models.decoder import Mlp, attend
+from serving.models.decoder import (
+    BlockMaker,
+    Decoder,
+    Mlp,
+    PlainAttention,
+    PreNormBlock,
+    attend,
+    body,
+    body_head,
+    layers,
+)
 from serving.weights.model_config import ModelConfig
 
 
@@ -14,19 +23,13 @@ def attention_scale(config: ModelConfig, layer: int) -> float:
     return scale / (layer + 1) if config.said.get("scale_attn_by_inverse_layer_idx", False) else scale
 
 
-class Attention(nn.Module):
+def attention(config: ModelConfig, build: LayerBuilder, layer: int) -> nn.Module:
     """Attention over all earlier positions."""
-
-    def __init__(self, config: ModelConfig, build: LayerBuilder, layer: int) -> None:
-        super().__init__()
-        self.qkv = build.fused_column("c_attn", *[config.hidden_size] * 3, bias=True, heads=config.qkv_heads)
-        self.attend = attend(config, build, scale=attention_scale(config, layer))
-        self.out = build.row("c_proj", bias=True)
-
-    def forward(self, x: Tensor, batch: ForwardBatch) -> Tensor:
-        """[tokens, hidden] -> [tokens, hidden]."""
-        query, key, value = self.qkv(x).unflatten(-1, (3, self.attend.spec.heads, -1)).unbind(1)
-        return self.out(self.attend(query, key, value, batch))
+    return PlainAttention(
+        qkv=build.fused_column("c_attn", *[config.hidden_size] * 3, bias=True, heads=config.qkv_heads),
+        attend=attend(config, build, scale=attention_scale(config, layer)),
+        out=build.row("c_proj", bias=True),
+    )
 
 
 def mlp(config: ModelConfig, build: LayerBuilder) -> nn.Module:
@@ -38,46 +41,28 @@ def mlp(config: ModelConfig, build: LayerBuilder) -> nn.Module:
     )
 
 
-class Block(nn.Module):
-    """Attention and feed-forward, each behind a norm and added to the residual stream."""
+def decoder(config: ModelConfig, build: LayerBuilder, attention: BlockMaker) -> Decoder:
+    """A model under GPT-2's names with an attention of the family's own."""
 
-    def __init__(self, config: ModelConfig, build: LayerBuilder, layer: int) -> None:
-        super().__init__()
-        self.attention_norm = build.layer_norm("ln_1", config.norm_eps)
-        self.attention = Attention(config, build.at("attn"), layer)
-        self.mlp_norm = build.layer_norm("ln_2", config.norm_eps)
-        self.mlp = mlp(config, build.at("mlp"))
-
-    def forward(self, x: Tensor, batch: ForwardBatch) -> Tensor:
-        """[tokens, hidden] -> [tokens, hidden]."""
-        x = x + self.attention(self.attention_norm(x), batch)
-        return x + self.mlp(self.mlp_norm(x))
-
-
-class Gpt2(nn.Module):
-    """The whole model."""
-
-    def __init__(self, config: ModelConfig, build: LayerBuilder) -> None:
-        super().__init__()
-        build = build.transposed()
-        # The first files on the hub have no prefix.
-        prefix = "" if build.has("wte.weight") else "transformer."
-        model = build.at("transformer") if prefix else build
-        self.embed = model.embedding("wte", config.vocab_size)
-        self.positions = model.position_embedding("wpe")
-        self.blocks = nn.ModuleList(
-            Block(config, model.at(f"h.{layer}"), layer) for layer in range(config.num_hidden_layers)
+    def block(config: ModelConfig, build: LayerBuilder, layer: int) -> nn.Module:
+        return PreNormBlock(
+            attention_norm=build.layer_norm("ln_1", config.norm_eps),
+            attention=attention(config, build.at("attn"), layer),
+            mlp_norm=build.layer_norm("ln_2", config.norm_eps),
+            mlp=mlp(config, build.at("mlp")),
         )
-        self.norm = model.layer_norm("ln_f", config.norm_eps)
-        self.head = build.head("lm_head", config.vocab_size, f"{prefix}wte" if config.tie_word_embeddings else None)
 
-    def forward(self, batch: ForwardBatch) -> Tensor:
-        """The last hidden state of every token: [tokens, hidden]."""
-        x = self.embed(batch.input_ids) + self.positions(batch.positions)
-        for block in self.blocks:
-            x = block(x, batch)
-        return self.norm(x)
+    # The first files on the hub have no prefix.
+    model = body(build, "wte", "transformer", "")
+    return Decoder(
+        embed=model.embedding("wte", config.vocab_size),
+        positions=model.position_embedding("wpe", config.max_position_embeddings),
+        blocks=layers(config, model, block, "h"),
+        norm=model.layer_norm("ln_f", config.norm_eps),
+        head=body_head(config, build, model, "wte"),
+    )
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[rows, hidden] -> [rows, vocabulary], in float32."""
-        return self.head(hidden).float()
+
+def gpt2(config: ModelConfig, build: LayerBuilder) -> Decoder:
+    """The whole model."""
+    return decoder(config, build.transposed(), attention)

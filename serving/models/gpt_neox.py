@@ -1,11 +1,9 @@
 """GPT-NeoX and Pythia (Black et al. 2022, arXiv:2204.06745): attention and feed-forward side by side."""
 
-from torch import Tensor, nn
+from torch import nn
 
 from serving.layers.builder import LayerBuilder
-from serving.layers.forward_batch import ForwardBatch
-from serving.layers.rotary import Angles
-from serving.models.decoder import Mlp, PreNormBlock, RotaryAttention, RotaryDecoder, attend, layers
+from serving.models.decoder import Mlp, ParallelBlock, PreNormBlock, RotaryAttention, RotaryDecoder, attend, layers
 from serving.weights.model_config import ModelConfig
 
 
@@ -28,19 +26,6 @@ def mlp(config: ModelConfig, build: LayerBuilder) -> nn.Module:
         activate=build.activation(config.hidden_act),
         down=build.row("dense_4h_to_h", bias=True),
     )
-
-
-class ParallelBlock(nn.Module):
-    """Attention and feed-forward of the same input, each behind its own norm, both added to the residual stream."""
-
-    def __init__(self, *, attention_norm: nn.Module, attention: nn.Module, mlp_norm: nn.Module, mlp: nn.Module) -> None:
-        super().__init__()
-        self.attention_norm, self.attention = attention_norm, attention
-        self.mlp_norm, self.mlp = mlp_norm, mlp
-
-    def forward(self, x: Tensor, angles: Angles, batch: ForwardBatch) -> Tensor:
-        """[tokens, hidden] -> [tokens, hidden]."""
-        return x + self.attention(self.attention_norm(x), angles, batch) + self.mlp(self.mlp_norm(x))
 
 
 def block(config: ModelConfig, build: LayerBuilder, layer: int) -> nn.Module:

@@ -159,7 +159,8 @@ def _size_and_warm(
     max_rows = options.max_rows
     # A step must at least hold every running sequence's next token.
     step_tokens = max(options.max_step_tokens or DEFAULT_STEP_TOKENS[device.type], max_rows)
-    longest = options.max_total_tokens or config.max_position_embeddings
+    # Whoever asks for more is refused with a reason later; a table of learned positions would fail here without one.
+    longest = min(options.max_total_tokens or config.max_position_embeddings, config.max_position_embeddings)
     compiler = _grammar_compiler(options, config)
 
     def runner(blocks: int) -> ModelRunner:
@@ -190,7 +191,7 @@ def _size_and_warm(
     activations = meter.peak_bytes()
     blocks = ranks.smallest(_block_count(options, built.kv_shapes, dtype, device, activations, longest))
     warm = runner(blocks)
-    warm.execute(_worst_plan(2, 1, BLOCK_SIZE, config.vocab_size))
+    warm.execute(_worst_plan(2, 1, min(longest, BLOCK_SIZE), config.vocab_size))
     return warm
 
 

@@ -57,6 +57,22 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "n_positions": 1024, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
         "tie_word_embeddings": True,
     },
+    "bloom": {"hidden_act": "gelu_pytorch_tanh", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
+    "falcon": {
+        "activation": "gelu", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True, "multi_query": True,
+        "parallel_attn": True,
+    },
+    "gpt_bigcode": {
+        "n_positions": 1024, "activation_function": "gelu_pytorch_tanh", "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True, "multi_query": True,
+    },
+    "gptj": {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "rotary_dim": 64},
+    "mpt": {"hidden_act": "gelu", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True},
+    "opt": {
+        "activation_function": "relu", "layer_norm_eps": 1e-5, "tie_word_embeddings": True, "enable_bias": True,
+        "do_layer_norm_before": True, "layer_norm_elementwise_affine": True,
+    },
+    "phi": {"hidden_act": "gelu_new", "layer_norm_eps": 1e-5, "partial_rotary_factor": 0.5},
     "cohere": {
         "max_position_embeddings": 8192, "layer_norm_eps": 1e-5, "tie_word_embeddings": True, "logit_scale": 0.0625,
         "rope_theta": 500000.0,
@@ -85,14 +101,14 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 # What a few families call a thing by another name; a point leads into a part of config.json.
 _NAMES: Mapping[str, tuple[str, ...]] = {
-    "hidden_size": ("n_embd", "d_model"),
-    "intermediate_size": ("n_inner", "ffn_config.ffn_hidden_size"),
+    "hidden_size": ("n_embd", "n_embed", "d_model"),
+    "intermediate_size": ("n_inner", "ffn_dim", "ffn_hidden_size", "ffn_config.ffn_hidden_size"),
     "num_hidden_layers": ("n_layer", "n_layers"),
     "num_attention_heads": ("n_head", "n_heads"),
-    "num_key_value_heads": ("attn_config.kv_n_heads",),
-    "max_position_embeddings": ("n_positions", "max_seq_len"),
+    "num_key_value_heads": ("num_kv_heads", "n_head_kv", "attn_config.kv_n_heads"),
+    "max_position_embeddings": ("n_positions", "max_seq_len", "seq_length"),
     "norm_eps": ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
-    "hidden_act": ("hidden_activation", "activation_function", "ffn_config.ffn_act_fn.name"),
+    "hidden_act": ("hidden_activation", "activation_function", "activation", "ffn_config.ffn_act_fn.name"),
     "head_dim": ("qk_rope_head_dim",),
     "num_experts": ("num_local_experts", "n_routed_experts", "ffn_config.moe_num_experts"),
     "num_experts_per_tok": ("ffn_config.moe_top_k",),
@@ -179,7 +195,7 @@ class ModelConfig:
         """
         if not directory.is_dir():
             raise ModelError(f"{directory} is not a directory; give --model-id a directory that holds a model")
-        said = _read_json(directory / "config.json", "; is this the directory of a Hugging Face model?")
+        said = _renamed(_read_json(directory / "config.json", "; is this the directory of a Hugging Face model?"))
         generation_file = directory / "generation_config.json"
         generation = _read_json(generation_file) if generation_file.exists() else {}
         model_type = str(said.get("model_type", ""))
@@ -201,7 +217,7 @@ class ModelConfig:
             intermediate_size=_count(said, "intermediate_size", 4 * hidden),
             num_hidden_layers=_count(said, "num_hidden_layers"),
             num_attention_heads=heads,
-            num_key_value_heads=_count(said, "num_key_value_heads", heads),
+            num_key_value_heads=_kv_heads(said, heads),
             head_dim=head_dim,
             max_position_embeddings=_count(said, "max_position_embeddings", 2048),
             norm_eps=_positive(said, "norm_eps", 1e-6),
@@ -213,7 +229,7 @@ class ModelConfig:
             layer_types=_layer_types(said, model_type),
             rope=rope,
             local_rope=_rope(said, "sliding_attention"),
-            rotary_dim=int(head_dim * min(1.0, _positive(rope, "partial_rotary_factor", 1.0))),
+            rotary_dim=_rotary_dim(said, rope, head_dim),
             dtype=_dtype(said),
             # Of an id that the model has no row for nothing would ever come.
             eos_token_ids=frozenset(i for i in eos_token_ids if i < vocab_size),
@@ -231,6 +247,16 @@ def _read_json(path: Path, hint: str = "") -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelError(f"{path} does not hold a JSON object")
     return content
+
+
+def _renamed(said: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Files from before transformers had an architecture of its own for them call it otherwise."""
+    model_type = said.get("model_type")
+    if model_type in ("RefinedWeb", "RefinedWebModel"):
+        return {"new_decoder_architecture": model_type == "RefinedWeb", **said, "model_type": "falcon"}
+    if model_type == "gpt2" and said.get("attention_head_type") == "multiquery":
+        return {**said, "model_type": "gpt_bigcode"}
+    return said
 
 
 def _under_one_name(said: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,6 +317,18 @@ def _eos_ids(said: Mapping[str, Any], file: str) -> frozenset[int]:
     if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
         raise ModelError(f"{file}: eos_token_id must be a token's id or a list of them, not {reprlib.repr(value)}")
     return frozenset(ids)
+
+
+def _kv_heads(said: Mapping[str, Any], heads: int) -> int:
+    # Falcon's later models name a number of them instead, and leave the older switch on.
+    if said.get("multi_query", False) and not said.get("new_decoder_architecture", False):
+        return 1
+    return _count(said, "num_key_value_heads", heads)
+
+
+def _rotary_dim(said: Mapping[str, Any], rope: Mapping[str, Any], head_dim: int) -> int:
+    share = min(1.0, _positive(rope, "partial_rotary_factor", 1.0))
+    return _count(said, "rotary_dim", int(head_dim * share))
 
 
 def _window(said: Mapping[str, Any], model_type: str) -> int | None:

@@ -6,21 +6,28 @@ Everything that ranks share out is divisible by four, but for the vocabulary; tw
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
     CohereConfig,
     DbrxConfig,
     DeepseekV2Config,
     DeepseekV3Config,
+    FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
+    GPTBigCodeConfig,
+    GPTJConfig,
     GPTNeoXConfig,
     GraniteConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
+    MptConfig,
     Olmo2Config,
+    OPTConfig,
     Phi3Config,
+    PhiConfig,
     PretrainedConfig,
     Qwen2Config,
     Qwen2MoeConfig,
@@ -52,8 +59,57 @@ _DEEPSEEK_YARN = {
     "mscale_all_dim": 0.6,
 }  # fmt: skip
 _DBRX_ROPE = {"rope_type": "default", "rope_theta": 500000.0}
+_SMALL_OPT = {
+    "vocab_size": 131, "hidden_size": 64, "ffn_dim": 80, "num_hidden_layers": 3, "num_attention_heads": 8,
+    "max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+_SMALL_MPT = {
+    "vocab_size": 131, "d_model": 64, "n_layers": 3, "n_heads": 8, "max_seq_len": 256, "bos_token_id": 1,
+    "eos_token_id": 2,
+}  # fmt: skip
+_SMALL_FALCON = {**_WITHOUT_GROUPS, "ffn_hidden_size": 80}
 
 CASES: dict[str, PretrainedConfig] = {
+    "bloom": BloomConfig(**_WITHOUT_GROUPS),
+    "bloom-12-heads": BloomConfig(
+        **{**_WITHOUT_GROUPS, "hidden_size": 96, "num_attention_heads": 12}, tie_word_embeddings=False,
+        apply_residual_connection_post_layernorm=True,
+    ),
+    "falcon": FalconConfig(**_SMALL_FALCON),
+    "falcon-large": FalconConfig(**_SMALL_FALCON, new_decoder_architecture=True, num_kv_heads=2),
+    "falcon-large-one-norm": FalconConfig(
+        **_SMALL_FALCON, new_decoder_architecture=True, num_kv_heads=4, num_ln_in_parallel_attn=1,
+        tie_word_embeddings=False, rope_theta=500042.0,
+    ),
+    "falcon-serial-alibi": FalconConfig(
+        **_SMALL_FALCON, alibi=True, multi_query=False, parallel_attn=False, bias=True
+    ),
+    "falcon-large-alibi-12-heads": FalconConfig(
+        **{**_SMALL_FALCON, "hidden_size": 96, "num_attention_heads": 12}, alibi=True, new_decoder_architecture=True,
+        num_kv_heads=2,
+    ),
+    "gpt_bigcode": GPTBigCodeConfig(**_SMALL_GPT2),
+    "gpt_bigcode-all-heads": GPTBigCodeConfig(
+        **_SMALL_GPT2, multi_query=False, activation_function="gelu_fast", tie_word_embeddings=False
+    ),
+    "gptj": GPTJConfig(**_SMALL_GPT2, rotary_dim=4),
+    "gptj-tied-whole": GPTJConfig(**_SMALL_GPT2, rotary_dim=8, n_inner=80, tie_word_embeddings=True),
+    "mpt": MptConfig(**_SMALL_MPT),
+    "mpt-12-heads": MptConfig(
+        **{**_SMALL_MPT, "d_model": 96, "n_heads": 12}, attn_config={"clip_qkv": 0.7, "softmax_scale": 0.4},
+        tie_word_embeddings=False,
+    ),
+    "opt": OPTConfig(**_SMALL_OPT),
+    "opt-post-norm-narrow": OPTConfig(
+        **_SMALL_OPT, do_layer_norm_before=False, word_embed_proj_dim=32, tie_word_embeddings=False
+    ),
+    "opt-narrow-bare": OPTConfig(
+        **_SMALL_OPT, word_embed_proj_dim=32, enable_bias=False, layer_norm_elementwise_affine=False,
+        activation_function="gelu",
+    ),
+    "opt-no-last-norm": OPTConfig(**_SMALL_OPT, _remove_final_layer_norm=True),
+    "phi": PhiConfig(**_TINY),
+    "phi-normed-tied": PhiConfig(**_TINY, qk_layernorm=True, partial_rotary_factor=0.25, tie_word_embeddings=True),
     "gemma": GemmaConfig(**_TINY, head_dim=16),
     "gemma2": Gemma2Config(
         **_TINY, head_dim=16, sliding_window=9, query_pre_attn_scalar=24, attn_logit_softcapping=4.0,
@@ -153,7 +209,9 @@ CASES: dict[str, PretrainedConfig] = {
 def randomized(config):
     """A random transformers model whose norms and biases are random too: ones and zeros would hide a mix-up."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    # Written out, transformers adds Falcon's biases twice.
+    implementation = "sdpa" if config.model_type == "falcon" else "eager"
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:

@@ -8,15 +8,15 @@ from models.cases import CASES
 from serving.weights.model_config import ModelConfig
 
 FAMILIES = {config.model_type: type(config) for config in CASES.values()}
-SAME = {
-    "hidden_size": "hidden_size", "num_hidden_layers": "num_hidden_layers",
-    "num_attention_heads": "num_attention_heads", "max_position_embeddings": "max_position_embeddings",
-    "tie_word_embeddings": "tie_word_embeddings",
-}  # fmt: skip
+SAME = ("hidden_size", "num_hidden_layers", "num_attention_heads", "tie_word_embeddings")
+POSITIONS = ("max_position_embeddings", "max_seq_len")
 EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon")
-ACTIVATION = ("hidden_activation", "hidden_act", "activation_function")
+ACTIVATION = ("hidden_activation", "hidden_act", "activation_function", "activation")
 # What a family has fixed without a name for it, or under one of its own.
-FIXED = {"dbrx": {"eps": 1e-5, "activation": "silu"}}
+FIXED = {
+    "dbrx": {"eps": 1e-5, "activation": "silu"}, "opt": {"eps": 1e-5}, "mpt": {"activation": "gelu"},
+    "bloom": {"activation": "gelu_pytorch_tanh"},
+}  # fmt: skip
 # Where config.json always says it: sizes without which no checkpoint is written.
 SIZES = {
     "vocab_size": 100, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 12, "num_attention_heads": 16,
@@ -32,9 +32,11 @@ def test_defaults(model_type, tmp_path):
     theirs = FAMILIES[model_type](**SIZES)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, **SIZES}))
     ours = ModelConfig.load(tmp_path)
-    for mine, their in SAME.items():
-        assert getattr(ours, mine) == getattr(theirs, their), mine
-    assert ours.num_key_value_heads == getattr(theirs, "num_key_value_heads", 16)
+    for name in SAME:
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert ours.max_position_embeddings == first(theirs, POSITIONS, 2048)
+    shared = getattr(theirs, "multi_query", False)
+    assert ours.num_key_value_heads == getattr(theirs, "num_key_value_heads", 1 if shared else 16)
     assert ours.head_dim == (getattr(theirs, "head_dim", None) or 4)
     assert ours.norm_eps == first(theirs, EPS, FIXED.get(model_type, {}).get("eps"))
     assert ours.hidden_act == first(theirs, ACTIVATION, FIXED.get(model_type, {}).get("activation"))
@@ -47,7 +49,9 @@ def test_defaults(model_type, tmp_path):
         assert ours.window(layer) == (None if off else window)
 
 
-@pytest.mark.parametrize("model_type", [name for name, family in FAMILIES.items() if name != "gpt2"])
+@pytest.mark.parametrize(
+    "model_type", [name for name, family in FAMILIES.items() if hasattr(family(), "rope_parameters")]
+)
 def test_rotation(model_type, tmp_path):
     theirs = FAMILIES[model_type](**SIZES).rope_parameters
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, **SIZES}))
@@ -68,6 +72,8 @@ def test_what_one_family_alone_has(model_type, tmp_path):
         "use_parallel_residual", "num_experts_per_tok", "num_experts", "decoder_sparse_step", "logit_scale",
         "first_k_dense_replace", "kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
         "routed_scaling_factor", "topk_method", "n_group", "topk_group", "rope_interleave",
+        "multi_query", "parallel_attn", "rotary_dim", "enable_bias", "do_layer_norm_before",
+        "layer_norm_elementwise_affine",
     ):  # fmt: skip
         if getattr(theirs, name, None) is not None:
             assert said[name] == getattr(theirs, name), name

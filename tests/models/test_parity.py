@@ -8,7 +8,7 @@ import torch
 from models.cases import CASES, randomized
 from models.hand_fed import BLOCK, CPU, Ours, row, worst_difference
 from safetensors.torch import save_file
-from transformers import DeepseekV2Config, Gemma3TextConfig
+from transformers import DeepseekV2Config, Gemma3TextConfig, MptConfig
 
 from serving.errors import ModelError
 from serving.models.deepseek import is_sparse
@@ -100,13 +100,92 @@ def test_random_weights_have_the_names_of_files(case, tmp_path):
     assert logits.isfinite().all()
 
 
-def test_gpt2_files_without_a_prefix_are_read_too(tmp_path):
-    theirs = randomized(CASES["gpt2"])
-    theirs.config.save_pretrained(tmp_path)
-    save_file(theirs.transformer.state_dict(), tmp_path / "model.safetensors")
-    (got,) = Ours(tmp_path).logits([row(0, [5, 6, 7], 0, 3, [1])])
+def assert_equal_logits(directory, theirs):
+    ids = [(11 * i) % 131 for i in range(30)]
+    (got,) = Ours(directory).logits([row(0, ids, 0, 30, list(range(1, 9)))])
     with torch.inference_mode():
-        assert worst_difference(got, theirs(torch.tensor([[5, 6, 7]])).logits[0]) < 1e-5
+        assert worst_difference(got, theirs(torch.tensor([ids])).logits[0]) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bloom", "opt"])
+def test_files_without_a_prefix_are_read_too(family, tmp_path):
+    theirs = randomized(CASES[family])
+    theirs.config.save_pretrained(tmp_path)
+    save_file(theirs.base_model.state_dict(), tmp_path / "model.safetensors")
+    assert_equal_logits(tmp_path, theirs)
+
+
+def test_santacoders_own_files_are_read_too(tmp_path):
+    theirs = randomized(CASES["gpt_bigcode"])
+    files = {}
+    for name, tensor in theirs.state_dict().items():
+        if ".c_attn." in name:
+            files[name.replace("c_attn", "q_attn")], files[name.replace("c_attn", "kv_attn")] = tensor.split((64, 16))
+        elif name != "lm_head.weight":
+            files[name] = tensor
+    kept_across = ("_attn.weight", "c_proj.weight", "c_fc.weight")
+    save_file(
+        {name: (x.t() if name.endswith(kept_across) else x).contiguous() for name, x in files.items()},
+        tmp_path / "model.safetensors",
+    )
+    said = {**theirs.config.to_dict(), "model_type": "gpt2", "attention_head_type": "multiquery"}
+    del said["multi_query"], said["num_key_value_heads"]
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    assert_equal_logits(tmp_path, theirs)
+
+
+@pytest.mark.parametrize(("case", "name"), [("falcon", "RefinedWebModel"), ("falcon-large", "RefinedWeb")])
+def test_falcons_first_files_are_read_too(case, name, tmp_path):
+    theirs = randomized(CASES[case])
+    theirs.save_pretrained(tmp_path)
+    said = {**theirs.config.to_dict(), "model_type": name, "n_head_kv": theirs.config.num_kv_heads}
+    for key in ("num_kv_heads", "new_decoder_architecture", "num_ln_in_parallel_attn", "ffn_hidden_size"):
+        del said[key]
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    assert_equal_logits(tmp_path, theirs)
+
+
+def test_mpt_may_have_biases_everywhere(tmp_path):
+    theirs = randomized(CASES["mpt"])
+    for module in theirs.transformer.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.LayerNorm):
+            module.bias = torch.nn.Parameter(torch.randn(len(module.weight)))
+    theirs.save_pretrained(tmp_path)
+    assert_equal_logits(tmp_path, theirs)
+
+
+def test_mpt_may_have_steeper_biases_of_scores(tmp_path):
+    config = MptConfig(**{**CASES["mpt-12-heads"].to_dict(), "attn_config": {"alibi_bias_max": 4}})
+    theirs = randomized(config)
+    theirs.save_pretrained(tmp_path)
+    # transformers leaves the number out.
+    make = theirs.transformer.build_mpt_alibi_tensor
+    theirs.transformer.build_mpt_alibi_tensor = lambda heads, length, device: make(heads, length, 4, device)
+    assert_equal_logits(tmp_path, theirs)
+
+
+def test_mpt_may_scale_its_logits(tmp_path):
+    theirs = randomized(MptConfig(**{**CASES["mpt"].to_dict(), "logit_scale": 0.25}))
+    theirs.save_pretrained(tmp_path)
+    (got,) = Ours(tmp_path).logits([row(0, [5, 6, 7], 0, 3, [1])])
+    with torch.inference_mode():  # transformers leaves the number out
+        assert worst_difference(got, theirs(torch.tensor([[5, 6, 7]])).logits[0] * 0.25) < 1e-5
+
+
+@pytest.mark.parametrize(("key", "value"), [("qk_ln", True), ("alibi", False), ("attn_type", "multiquery_attention")])
+def test_an_mpt_that_transformers_cannot_compute_is_refused(key, value, tmp_path):
+    randomized(MptConfig(**{**CASES["mpt"].to_dict(), "attn_config": {key: value}})).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=f"attn_config.{key} .* is not served"):
+        Ours(tmp_path)
+
+
+@pytest.mark.parametrize(("case", "key"), [("gpt2", "n_positions"), ("opt", "max_position_embeddings")])
+def test_positions_that_were_never_learned_are_refused(case, key, tmp_path):
+    theirs = randomized(CASES[case])
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**theirs.config.to_dict(), key: 257}))
+    with pytest.raises(ModelError, match="rows, too few for the 257 positions"):
+        Ours(tmp_path)
 
 
 def test_a_model_of_embeddings_is_refused(tmp_path):

@@ -6,7 +6,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from serving.errors import ModelError
-from serving.layers.rotary import Rotary, make_partial_rotation, rotate, rotate_pairs
+from serving.layers.rotary import Rotary, make_partial_pair_rotation, make_partial_rotation, rotate, rotate_pairs
 
 CPU, TRAINED, LONGEST, SIZE = torch.device("cpu"), 64, 256, 16
 TYPES = {
@@ -70,6 +70,9 @@ def test_pairs_and_parts_are_the_same_turn_in_another_order(dtype):
     paired = torch.stack(turned.chunk(2, -1), -1).flatten(-2)
     assert torch.allclose(rotate_pairs(x[..., :8], angles), paired, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5,
                           atol=5e-2 if dtype == torch.bfloat16 else 1e-6)  # fmt: skip
+    pairs = make_partial_pair_rotation(CPU, dtype, 8)(x, angles)
+    assert torch.equal(pairs[..., 8:], x[..., 8:])
+    assert torch.allclose(pairs[..., :8].float(), rotate_pairs(x[..., :8], angles).float(), atol=5e-2)
     part = make_partial_rotation(CPU, dtype, 8)(x, angles)
     assert torch.equal(part[..., 8:], x[..., 8:])
     assert torch.allclose(part[..., :8].float(), rotate(x[..., :8], angles).float(), atol=5e-2)

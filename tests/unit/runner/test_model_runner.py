@@ -104,6 +104,12 @@ def test_types_that_a_cpu_does_not_compute_are_replaced(checkpoint, asked, compu
     assert load_runner(options(checkpoint, dtype=asked)).facts.dtype == computed
 
 
+def test_more_tokens_than_positions_were_learned_do_not_break_the_first_step(tmp_path):
+    randomized(CASES["gpt2"]).save_pretrained(tmp_path)
+    runner = load_runner(options(tmp_path, max_total_tokens=4096, max_step_tokens=600))
+    assert runner.facts.max_position == 256  # by which whoever asked is refused
+
+
 def test_too_little_memory_says_what_to_decrease(checkpoint):
     with pytest.raises(ConfigurationError, match="max_total_tokens=256"):
         load_runner(options(checkpoint, kv_cache_bytes=20_000, max_total_tokens=256))
