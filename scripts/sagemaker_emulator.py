@@ -187,6 +187,7 @@ def container_maker(options: argparse.Namespace, log: Callable[[str], None]) -> 
     if options.url is not None:
         if options.instances != 1:
             raise ContainerError("--url is one instance; --instances needs --image or --command")
+        Attached(options.url)  # raises for what is no address
         return lambda: Attached(options.url)
     if options.image is None:
         words = shlex.split(options.command) if options.command else [sys.executable, "-m", "serving"]

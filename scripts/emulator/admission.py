@@ -67,7 +67,7 @@ class Offer:
 
 
 def admit(request: Request, endpoint: str, operation: Operation, offer: Offer, limits: Limits) -> dict[str, str]:
-    """Check a signed call, and return the headers that reach the container.
+    """Check a signed call, and return the headers that reach the container, with names in small letters.
 
     Raises:
         ServiceError: the platform would refuse it.
@@ -157,23 +157,23 @@ def _component(name: str | None, offer: Offer) -> dict[str, str]:
             )
         return {}
     if name in offer.adapters:
-        return {COMPONENT: name, ADAPTER_IDENTIFIER: name, ADAPTER_ALIAS: name}
+        return {header.lower(): name for header in (COMPONENT, ADAPTER_IDENTIFIER, ADAPTER_ALIAS)}
     if name not in offer.components:
         known = ", ".join((*offer.components, *offer.adapters)) or "none; --inference-component adds one"
         raise invalid(f"Inference Component {name} not found. (Here there is: {known}.)")
-    return {COMPONENT: name}
+    return {COMPONENT.lower(): name}
 
 
 def _forwarded(request: Request, operation: Operation) -> dict[str, str]:
     """Content-Type, Accept and the family; everything else is stripped."""
     plain = operation is Operation.INVOKE
     found = {
-        "Content-Type": request.headers.get("Content-Type" if operation is not Operation.ASYNC else CONTENT_TYPE),
-        "Accept": request.headers.get("Accept" if plain else ACCEPT),
+        "content-type": request.headers.get("Content-Type" if operation is not Operation.ASYNC else CONTENT_TYPE),
+        "accept": request.headers.get("Accept" if plain else ACCEPT),
     }
     consumed = {name.lower() for name in CONSUMED}
     found |= {
-        name: value
+        name.lower(): value
         for name, value in request.headers.items()
         if name.lower().startswith(FAMILY.lower()) and name.lower() not in consumed
     }

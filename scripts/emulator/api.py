@@ -88,7 +88,7 @@ class RuntimeApi:
         app.add_url_rule("/endpoints/<endpoint>/async-invocations", view_func=self.invoke_async, methods=post)
         path = "/endpoints/<endpoint>{}/openai/<path:path>"
         for number, component in enumerate(("", "/inference-components/<component>")):
-            app.add_url_rule(path.format(component), f"openai{number}", self.openai, methods=post)
+            app.add_url_rule(path.format(component), f"openai{number}", self.openai, methods=["GET", *post])
         app.add_url_rule("/_emulator/status", view_func=self.status, methods=["GET"])
         app.register_error_handler(ServiceError, _show)
         app.register_error_handler(HTTPException, _unknown)
@@ -145,7 +145,7 @@ class RuntimeApi:
         file = request.headers.get(FAMILY + "Filename") or f"{name}.out"
         job = Job(
             identifier=identifier,
-            headers={**headers, INFERENCE_ID: identifier},
+            headers={**headers, INFERENCE_ID.lower(): identifier},
             body=body,
             input_location=source,
             output_location="/".join(filter(None, (self._offer.results, ending, file))),
@@ -162,16 +162,16 @@ class RuntimeApi:
         """The OpenAI-compatible path: the container's own answer, as it is."""
         if trouble := token_trouble(request.headers.get("Authorization"), datetime.now(UTC)):
             raise ServiceError(401, "InvalidToken", trouble)
-        if f"/{path}" != CHAT:
+        if (request.method, f"/{path}") != ("POST", CHAT):
             raise ServiceError(
-                404, "UnknownOperation", f"SageMaker routes /openai{CHAT} and nothing else below /openai."
+                404, "UnknownOperation", f"SageMaker routes POST /openai{CHAT} and nothing else below /openai."
             )
         if endpoint != self._offer.endpoint:
             raise invalid(f"Endpoint {endpoint} not found; here there is {self._offer.endpoint}.")
         headers = component_headers(component, self._offer)
         for name in ("Content-Type", "Accept"):
             if name in request.headers:
-                headers[name] = request.headers[name]
+                headers[name.lower()] = request.headers[name]
         body = body_of(request, self._limits.payload_bytes)
         deadline_s = self._limits.stream_s if _wants_stream(body) else self._limits.invoke_s
         instance = self._fleet.route(None)
@@ -260,4 +260,4 @@ def _show(error: ServiceError) -> Response:
 
 def _unknown(error: HTTPException) -> Response:
     message = f"{request.method} {request.path} is no operation of SageMaker's runtime. There is {OPERATIONS}"
-    return refused(ServiceError(error.code or 404, "UnknownOperationException", message))
+    return _show(ServiceError(error.code or 404, "UnknownOperationException", message))

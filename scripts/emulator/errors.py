@@ -70,6 +70,6 @@ def model_error(endpoint: str, status: int, body: str) -> ServiceError:
         {
             "OriginalStatusCode": status,
             "OriginalMessage": body,
-            "LogStreamArn": f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:{group}",
+            "LogStreamArn": f"arn:aws:logs:{REGION}:{ACCOUNT}:log-group:{group}:log-stream:{VARIANT}/i-0",
         },
     )
