@@ -70,5 +70,5 @@ docs: setup ## Write the generated pages anew
 image-cpu image-cuda image-rocm: image-%: ## Build the image weir:cpu, weir:cuda or weir:rocm (BUILD_ARGS="...")
 	@scripts/build_image.sh $* $(BUILD_ARGS)
 
-test-image: ## Build the CPU image, start it, ask it (MODEL=DIRECTORY)
-	@scripts/test_image.sh $(BUILD_ARGS)
+test-image: setup ## Build the CPU image, run it as SageMaker does, ask it, stop it (MODEL=DIRECTORY, ARGS="...")
+	@$(RUN) -m scripts.docker_local --build $(if $(MODEL),--model $(MODEL)) $(ARGS) -- $(BUILD_ARGS)

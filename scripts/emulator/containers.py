@@ -60,11 +60,14 @@ class Container(Protocol):
     def running(self) -> bool:
         """Whether its first process lives."""
 
+    def first_process(self) -> str:
+        """The command line of its process 1, which gets the SIGTERM; empty where it cannot be seen."""
+
     def log_tail(self) -> list[str]:
         """The last lines that it wrote."""
 
     def stop(self, grace_s: float) -> Stop | None:
-        """SIGTERM, and SIGKILL after so long. None where it is not ours to stop."""
+        """SIGTERM, and SIGKILL after so long. None where it is not ours to stop, or has been stopped."""
 
     def written_to(self) -> str | None:
         """Which files of the model directory it changed, in words."""
@@ -91,6 +94,9 @@ class Attached:
 
     def running(self) -> bool:
         return True
+
+    def first_process(self) -> str:
+        return ""
 
     def log_tail(self) -> list[str]:
         return []
@@ -145,23 +151,28 @@ class ProcessContainer:
     def running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    def first_process(self) -> str:
+        assert self._process is not None
+        return _readable(Path(f"/proc/{self._process.pid}/cmdline").read_text())
+
     def log_tail(self) -> list[str]:
         return self._log.lines()
 
     def stop(self, grace_s: float) -> Stop | None:
-        if self._process is None:
+        process, self._process = self._process, None
+        if process is None:
             return None
         begun = time.monotonic()
-        self._process.terminate()
+        process.terminate()
         killed = False
         try:
-            self._process.wait(grace_s)
+            process.wait(grace_s)
         except subprocess.TimeoutExpired:
             killed = True
         seconds = time.monotonic() - begun
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        code = self._process.wait()
+            os.killpg(process.pid, signal.SIGKILL)
+        code = process.wait()
         self._log.finish()
         return Stop(seconds, None if killed else code, killed)
 
@@ -246,6 +257,10 @@ class EngineContainer:
     def running(self) -> bool:
         return self.name is not None and self.inspect("{{.State.Running}}") == "true"
 
+    def first_process(self) -> str:
+        assert self.name is not None
+        return _readable(self.ask("exec", self.name, "cat", "/proc/1/cmdline"))
+
     def log_tail(self) -> list[str]:
         return self._log.lines()
 
@@ -268,6 +283,7 @@ class EngineContainer:
             self._follower.wait()
         self._log.finish()
         self.ask("rm", "--force", "--volumes", self.name)
+        self.name = None
         return Stop(seconds, code, killed)
 
     def written_to(self) -> str | None:
@@ -330,6 +346,10 @@ class _Tail:
                 text = line.decode(errors="replace").rstrip()
                 self._kept.append(text)
                 self._log(text)
+
+
+def _readable(command_line: str) -> str:
+    return command_line.replace("\0", " ").strip()
 
 
 def find_engine() -> str | None:
