@@ -36,7 +36,7 @@ class StandIn:
 
     Attributes:
         received: path, headers and body of every request but pings.
-        health: the status of /ping.
+        health: the status of /ping; 0 lets it wait.
         pings: how many came.
         go: lets one step of a stream, or one waiting answer, go on.
         gone: set when a stream was closed before its end.
@@ -54,7 +54,9 @@ class StandIn:
         request = Request(environ)
         if request.path == "/ping":
             self.pings += 1
-            return Response(status=self.health)(environ, start_response)
+            if not self.health:
+                self.go.acquire(timeout=PATIENCE_S)
+            return Response(status=self.health or 200)(environ, start_response)
         body = request.get_data()
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.received.append((request.path, headers, body))

@@ -1,7 +1,7 @@
 """A container of a few lines for tests of the life cycle, started as `python serving_script.py MODE serve`.
 
-Modes: `well` leaves on SIGTERM; `deaf` ignores it; `ill` answers pings with 503 from the fourth on; `never` is not
-healthy; `short` ends at once; `slow` holds pings back; `writes` leaves a file in the model directory.
+Modes: `well` leaves on SIGTERM; `deaf` ignores it; `ill` answers pings with 503 from the fourth on; `short` ends at
+once; `writes` leaves a file in the model directory.
 """
 
 import http.server
@@ -9,10 +9,7 @@ import itertools
 import os
 import signal
 import sys
-import time
 from pathlib import Path
-
-ENOUGH_S = 60
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -21,10 +18,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         number = next(self.pings)
-        if self.mode == "slow":
-            time.sleep(ENOUGH_S)
-        ill = self.mode == "never" or (self.mode == "ill" and number > 3)
-        self.send_response(503 if ill else 200)
+        self.send_response(503 if self.mode == "ill" and number > 3 else 200)
         self.send_header("content-length", "0")
         self.end_headers()
 

@@ -1,5 +1,6 @@
 """The life of a container under the emulator's health checks: launch, replacement, end."""
 
+import contextlib
 import dataclasses
 import json
 import socket
@@ -12,12 +13,11 @@ import pytest
 from deploy.conftest import LIMITS, PATIENCE_S, invoke
 
 from scripts.emulator.containers import ProcessContainer
-from scripts.emulator.instance import State
-from scripts.emulator.upstream import Address
+from scripts.emulator.instance import State, ping
+from scripts.emulator.upstream import Address, Exchange, Unreachable
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("serving_script.py")
-SHORT = dataclasses.replace(LIMITS, startup_s=0.5, stop_s=0.5, ping_timeout_s=0.5)
 
 
 def process(mode: str, model: Path | None = None):
@@ -51,20 +51,40 @@ def test_a_container_that_does_not_leave_is_killed(emulate):
 
 
 @pytest.mark.parametrize(
-    ("mode", "why"),
+    ("health", "why"),
     [
-        ("never", "/ping was not healthy within 0.5 s (last: status 503)"),
-        ("slow", "no answer within 0.5 s"),
-        ("short", "ended before it was healthy"),
+        (503, "/ping was not healthy within 0.5 s (last: status 503)"),
+        (0, "/ping was not healthy within 0.5 s (last: no answer within 0.5 s)"),
     ],
 )
-def test_a_launch_that_fails_says_why_and_shows_the_log(emulate, mode, why):
-    emulator = emulate(process(mode), serving=False, limits=SHORT)
+def test_a_launch_that_takes_too_long_says_what_the_last_ping_saw(emulate, stand_in, health, why):
+    stand_in.health = health
+    emulator = emulate(serving=False, limits=dataclasses.replace(LIMITS, startup_s=0.5, ping_timeout_s=0.5))
     assert not emulator.fleet.wait_in_service(PATIENCE_S)
-    emulator.fleet.end()
     assert emulator.fleet.state is State.FAILED
     assert why in emulator.journal.breaches[0]
-    assert any(f"| mode {mode}" in line for line in emulator.journal.lines)
+    assert "--startup-timeout" in emulator.journal.breaches[0]
+
+
+def test_a_container_that_ends_at_once_shows_its_log(emulate):
+    emulator = emulate(process("short"), serving=False)
+    assert not emulator.fleet.wait_in_service(PATIENCE_S)
+    emulator.fleet.end()
+    assert "ended before it was healthy" in emulator.journal.breaches[0]
+    assert any("| no such model" in line for line in emulator.journal.lines)
+
+
+def test_a_container_that_accepts_nobody_is_found_out_after_250_ms():
+    """Its backlog is full: a connection is neither taken nor refused."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, contextlib.ExitStack() as stack:
+        address = Address(*listener.getsockname())
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex((address.host, address.port))
+        assert ping(address, LIMITS) == "no connection within 250 ms"
+        with pytest.raises(Unreachable, match="within 250 ms"):
+            Exchange(address, "/", {}, b"", connect_timeout_s=0.25, deadline_s=PATIENCE_S, client=None)
 
 
 def test_a_container_that_gets_ill_is_replaced(emulate):
@@ -147,7 +167,7 @@ raise SystemExit(%d)
 @pytest.mark.parametrize(("mode", "code", "ends_with"), [("well", 0, 0), ("well", 3, 3), ("deaf", 0, 1)])
 def test_a_command_runs_while_the_endpoint_is_in_service(mode, code, ends_with):
     container = f"{sys.executable} {SCRIPT} {mode}"
-    done = run("--port=0", "--time-scale=0.02", "--command", container, "--", sys.executable, "-c", ASK % code)
+    done = run("--port=0", "--time-scale=0.1", "--command", container, "--", sys.executable, "-c", ASK % code)
     assert done.returncode == ends_with, done.stderr
     status = json.loads(done.stdout)
     assert status["status"] == "InService"

@@ -5,22 +5,20 @@ our own requirements lives in an environment of its own under `.venv-clients/`, 
 """
 
 import ast
-import hashlib
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from environments import python_with
 from server.conftest import ROOT, SMALL, Server
 
 KEY = "Geheim-7"
 PERMITS = 4  # as many as the largest crowd of a script; so that one can also be too many
 SCRIPTS = ROOT / "tests" / "server" / "clients"
 TABLE = ROOT / "docs" / "clients.md"
-ENVIRONMENTS = ROOT / ".venv-clients"
 # None: our own environment has it.
 REQUIREMENTS: dict[str, tuple[str, ...] | None] = {
     "huggingface_hub": None,
@@ -38,25 +36,9 @@ QUIET = {
 
 
 def python_of(client: str) -> str:
-    """The Python of a client's environment, which is made if it is not there or has other requirements."""
+    """The Python that has a client: ours, or one of its own."""
     requirements = REQUIREMENTS[client]
-    if requirements is None:
-        return sys.executable
-    directory = ENVIRONMENTS / client
-    python, mark = directory / "bin" / "python", directory / "requirements.sha256"
-    wanted = hashlib.sha256("\n".join((sys.version, *requirements)).encode()).hexdigest()
-    if mark.exists() and mark.read_text() == wanted:
-        return str(python)
-    shutil.rmtree(directory, ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", directory], check=True, timeout=120)
-    pip = [sys.executable, "-m", "pip", f"--python={python}", "--quiet", "--disable-pip-version-check"]
-    command = [*pip, "install", "--no-compile", *requirements]
-    installed = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
-    if installed.returncode:
-        shutil.rmtree(directory, ignore_errors=True)
-        pytest.skip(f"pip could not install {' '.join(requirements)}: {installed.stderr.strip().splitlines()[-1]}")
-    mark.write_text(wanted)
-    return str(python)
+    return sys.executable if requirements is None else python_with(client, requirements)
 
 
 def calls_of(client: str) -> dict[str, str]:
