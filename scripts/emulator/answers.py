@@ -13,10 +13,15 @@ from scripts.emulator.errors import VARIANT, ServiceError
 from scripts.emulator.eventstream import Cutter, failure, payload_part
 from scripts.emulator.journal import Journal
 from scripts.emulator.limits import Limits
+from scripts.emulator.sessions import CLOSED, NEW, SESSION
 from scripts.emulator.upstream import ClientGone, Exchange, Expired, UpstreamError
 
 LINES = ("text/event-stream", "application/jsonlines", "application/x-ndjson")
-HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "date", "server", "content-type"}
+# Of the connection, or told to the client in another form.
+TOLD_OTHERWISE = {
+    "connection", "keep-alive", "transfer-encoding", "content-length", "date", "server", "content-type",
+    SESSION.lower(), NEW.lower(), CLOSED.lower(),
+}  # fmt: skip
 INTERNAL_STREAM_FAILURE = (
     "The stream processing failed because of an unknown error, exception or failure. Try your request again."
 )
@@ -102,7 +107,7 @@ class Answers:
 
     def _tell_stripped(self, answer: Mapping[str, str], kept: Mapping[str, str]) -> None:
         passed = {name.lower() for name in (*kept, CONTENT_TYPE)}
-        lost = {name.lower() for name in answer} - passed - HOP_BY_HOP - self._told
+        lost = {name.lower() for name in answer} - passed - TOLD_OTHERWISE - self._told
         if lost:
             self._told |= lost
             self._journal.advise(f"headers of the answer that do not reach the client: {', '.join(sorted(lost))}")
