@@ -37,6 +37,7 @@ class StandIn:
     Attributes:
         received: path, headers and body of every request but pings.
         health: the status of /ping; 0 lets it wait.
+        adapters: the status of /adapters.
         pings: how many came.
         go: lets one step of a stream, or one waiting answer, go on.
         gone: set when a stream was closed before its end.
@@ -45,6 +46,7 @@ class StandIn:
 
     received: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
     health: int = 200
+    adapters: int = 200
     pings: int = 0
     go: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     gone: threading.Event = field(default_factory=threading.Event)
@@ -60,6 +62,8 @@ class StandIn:
         body = request.get_data()
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.received.append((request.path, headers, body))
+        if request.path == "/adapters":
+            return Response("said", self.adapters)(environ, start_response)
         asked = {}
         with contextlib.suppress(ValueError):
             asked = json.loads(body)

@@ -301,6 +301,13 @@ def test_inference_components_have_to_be_named(emulate, client_of, stand_in):
     assert stand_in.received.pop()[1]["x-amzn-sagemaker-adapter-identifier"] == "polite"
 
 
+def test_an_adapter_that_is_refused_fails_the_launch(emulate, stand_in):
+    stand_in.adapters = 424
+    emulator = emulate(serving=False, adapters={"polite": "/adapters/polite"})
+    assert not emulator.fleet.wait_in_service(PATIENCE_S)
+    assert "POST /adapters for polite was answered 424" in emulator.journal.breaches[0]
+
+
 @pytest.mark.parametrize(
     ("call", "parameters", "said"),
     [
