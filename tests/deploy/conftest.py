@@ -79,6 +79,14 @@ class StandIn:
         said = asked.get("say", body) * asked.get("times", 1)
         return Response(said, asked.get("status", 200), headers, content_type=kind)
 
+    def push_until_gone(self) -> None:
+        """Let a stream go on until it notices that nobody reads it, which it does when it writes."""
+        for _ in range(int(PATIENCE_S / 0.01)):
+            self.go.release()
+            if self.gone.wait(0.01):
+                return
+        raise AssertionError("the stream was never closed")
+
     def stream(self, parts: list[str]) -> Iterator[bytes]:
         """One part, then wait until the test has seen it. `BREAK` drops the connection."""
         finished = False

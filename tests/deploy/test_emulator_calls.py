@@ -154,14 +154,12 @@ def test_a_stream_beyond_its_deadline_gives_a_model_stream_error(emulate, client
 
 
 def test_the_platforms_own_failure_can_be_tried(emulate, client_of, stand_in):
-    answer = stream(client_of(emulate(break_streams_after=2, largest_part=1)), parts=["abcdef\n"] * 90, headers=TYPE)
+    answer = stream(client_of(emulate(break_streams_after=2, largest_part=1)), parts=["abcdef\n"] * 4000, headers=TYPE)
     got = []
     with pytest.raises(EventStreamError) as caught:
         got.extend(bytes_of(answer["Body"]))
     assert caught.value.response["Error"]["Code"] == "InternalStreamFailure"
-    for _ in range(100):  # the stand-in only notices when it writes
-        stand_in.go.release()
-    assert stand_in.gone.wait(PATIENCE_S)
+    stand_in.push_until_gone()
 
 
 def test_a_whole_answer_has_sixty_seconds_whatever_the_client_allows(emulate, client_of, stand_in):
@@ -186,13 +184,11 @@ def test_boto3_sends_a_slow_request_again_unless_told_not_to(emulate, client_of,
 
 
 def test_a_client_that_hangs_up_in_a_stream_ends_it_in_the_container(emulate, client_of, stand_in):
-    answer = stream(client_of(emulate()), parts=[f"data: {n}\n\n" for n in range(1000)], headers=TYPE)
+    answer = stream(client_of(emulate()), parts=[f"data: {n}\n\n" for n in range(4000)], headers=TYPE)
     parts = bytes_of(answer["Body"])
     next(parts)
     parts.close()
-    for _ in range(1000):  # the stand-in only notices when it writes
-        stand_in.go.release()
-    assert stand_in.gone.wait(PATIENCE_S)
+    stand_in.push_until_gone()
 
 
 def test_a_client_that_hangs_up_before_an_answer_hangs_up_on_the_container(emulate, client_of):
