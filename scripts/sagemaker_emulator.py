@@ -96,8 +96,9 @@ def main(argv: Sequence[str]) -> int:
         storage = options.storage or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="emulator-s3-")))
         try:
             emulator = stack.enter_context(Emulator(deployment, make, storage, journal, options.host, options.port))
-        except (OSError, SystemExit) as error:  # werkzeug leaves when a port is taken
-            print(f"Error: cannot listen at {options.host}:{options.port}: {error}; see --port", file=sys.stderr)
+        except OSError as error:
+            where = f"{options.host}:{options.port}"
+            print(f"Error: cannot listen at {where}: {error.strerror}; see --host and --port", file=sys.stderr)
             return BAD_USAGE
         code = _run(emulator, deployment, storage, command, journal, leave)
     return code or (BROKEN if journal.breaches else 0)

@@ -4,6 +4,7 @@ Knows no command line.
 """
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from scripts.emulator.upstream import Address
 
 LOAD_ADAPTER_S = 300.0
 POLL_S = 0.1
+BACKLOG = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,9 @@ class Emulator:
     Attributes:
         url: for boto3's `endpoint_url`.
         fleet: its containers.
+
+    Raises:
+        OSError: that address cannot be listened at.
     """
 
     def __init__(
@@ -108,9 +113,13 @@ class Emulator:
             largest_part=deployment.largest_part,
             break_streams_after=deployment.break_streams_after,
         )
-        self._server = make_server(host, port, api.application(), threaded=True, request_handler=_Quiet)
+        # Bound here: werkzeug would end the process where the port is taken.
+        with socket.create_server((host, port), backlog=BACKLOG) as listener:
+            self._server = make_server(
+                host, port, api.application(), threaded=True, request_handler=_Quiet, fd=listener.fileno()
+            )
         self._thread = threading.Thread(target=self._server.serve_forever, args=(POLL_S,), name="http")
-        self.url = f"http://{host}:{self._server.server_port}"
+        self.url = f"http://{host}:{self._server.socket.getsockname()[1]}"
 
     def __enter__(self) -> Self:
         self._thread.start()
