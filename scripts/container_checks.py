@@ -79,7 +79,7 @@ def conformance(container: Container, only: list[str]) -> str:
 
 
 def through_boto3(container: Container, storage: Path) -> str:
-    """Unmodified boto3 and the emulator: whole, streamed, asynchronous, a refusal, a client that hangs up."""
+    """Unmodified boto3 and the emulator: whole, streamed, a session, asynchronous, a refusal, a hang-up."""
     journal = Journal(lambda line: None)
     attached = Attached(str(container.address))
     deployment = Deployment(limits=Limits(ping_interval_s=1.0))
@@ -93,7 +93,7 @@ def through_boto3(container: Container, storage: Path) -> str:
                 raise CheckFailed(str(error)) from error
     if journal.breaches:
         raise CheckFailed(journal.breaches[0])
-    return f"whole, streamed ({parts} parts), asynchronous, 424, hang-up"
+    return f"whole, streamed ({parts} parts), a session, asynchronous, 424, hang-up"
 
 
 def drain(container: Container, grace_s: float) -> str:
@@ -128,6 +128,7 @@ def _boto3_calls(client: Any, storage: Path) -> int:
     if (streamed_text := _events(b"".join(parts))[-1]["generated_text"]) != text:
         raise CheckFailed(f"streamed {streamed_text!r}, whole {text!r}")
     next(_parts(client.invoke_endpoint_with_response_stream(**call, Body=asked)))
+    _session(client, call)
     queued = client.invoke_endpoint_async(EndpointName="weir-async", **JSON, Body=json.dumps(_asked(TOKENS)))
     stored = storage / queued["OutputLocation"].removeprefix("s3://")
     pause = threading.Event()
@@ -145,6 +146,19 @@ def _boto3_calls(client: Any, storage: Path) -> int:
     else:
         raise CheckFailed("a request for no tokens was answered")
     return len(parts)
+
+
+def _session(client: Any, call: dict[str, str]) -> None:
+    opened = client.invoke_endpoint(**call, SessionId="NEW_SESSION", Body=b'{"requestType": "NEW_SESSION"}')
+    opened["Body"].close()
+    session = opened.get("NewSessionId", "").partition(";")[0]
+    if not session:
+        raise CheckFailed("NEW_SESSION opened no session")
+    client.invoke_endpoint(**call, SessionId=session, Body=json.dumps(_asked(TOKENS)))["Body"].close()
+    closed = client.invoke_endpoint(**call, SessionId=session, Body=b'{"requestType": "CLOSE"}')
+    closed["Body"].close()
+    if closed.get("ClosedSessionId") != session:
+        raise CheckFailed(f"CLOSE was answered with {closed.get('ClosedSessionId')!r}, not {session!r}")
 
 
 def _client(url: str) -> Any:

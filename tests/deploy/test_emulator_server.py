@@ -6,13 +6,16 @@ import re
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 
+import openai
 import pytest
 from botocore.exceptions import EventStreamError
 from deploy.conftest import LIMITS, PATIENCE_S, bytes_of, invoke, stream
 from server.conftest import ROOT
 
 from scripts.emulator.containers import Attached
+from scripts.emulator.tokens import make_token
 
 pytestmark = pytest.mark.server
 
@@ -78,6 +81,36 @@ def test_a_refusal_keeps_its_words_and_an_answer_its_shape(behind, client_of):
     answer = stream(client, **SHORT, stream=True)
     assert b"".join(bytes_of(answer["Body"])).endswith(b"\n\n")
     assert answer["ContentType"] == "text/event-stream"
+
+
+def test_a_session_is_opened_used_whole_and_streamed_and_closed(behind, client_of):
+    _, emulator = behind(instances=1)
+    client = client_of(emulator)
+    opened = invoke(client, SessionId="NEW_SESSION", requestType="NEW_SESSION")
+    opened["Body"].close()
+    session = opened["NewSessionId"].partition(";")[0]
+    invoke(client, SessionId=session, **SHORT)["Body"].close()
+    assert b"".join(bytes_of(stream(client, SessionId=session, **SHORT, stream=True)["Body"])).endswith(b"\n\n")
+    closed = invoke(client, SessionId=session, requestType="CLOSE")
+    closed["Body"].close()
+    assert closed["ClosedSessionId"] == session
+    with pytest.raises(client.exceptions.ModelError) as caught:
+        invoke(client, SessionId=session, **SHORT)
+    assert caught.value.response["OriginalStatusCode"] == 400
+    assert not emulator.journal.breaches
+
+
+def test_a_route_of_the_openai_api_and_an_empty_model(behind, client_of):
+    _, emulator = behind()
+    client = client_of(emulator)
+    asked = {"model": "", "messages": [{"role": "user", "content": "a"}], "max_tokens": 2}
+    with invoke(client, CustomAttributes="route=/v1/chat/completions", **asked)["Body"] as body:
+        assert json.load(body)["object"] == "chat.completion"
+    base = f"{emulator.url}/endpoints/weir/openai/v1"
+    with openai.OpenAI(base_url=base, api_key=make_token(datetime.now(UTC)), max_retries=0) as openai_client:
+        chunks = list(openai_client.chat.completions.create(**asked, stream=True))
+    assert chunks[0].object == "chat.completion.chunk"
+    assert len(chunks) >= 2
 
 
 def test_a_server_that_is_killed_breaks_its_stream(behind, client_of):
