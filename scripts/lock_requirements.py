@@ -34,9 +34,11 @@ def main() -> int:
     check: bool = parser.parse_args().check
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     project = pyproject["project"]
-    runtime = closure(project["dependencies"])
+    extras = project["optional-dependencies"]
+    # An image is asked for models in S3, too.
+    runtime = closure([*project["dependencies"], *extras["sagemaker"]])
     builders = pyproject["build-system"]["requires"]
-    development = closure([*project["optional-dependencies"]["dev"], *builders]) - runtime
+    development = closure([*extras["dev"], *builders]) - runtime
     stale = [
         path.name
         for path, text in (

@@ -36,7 +36,7 @@ kind=${TORCH:-$(detect_torch)}
 say "Device: $kind (overrule it with TORCH=cpu, cuda or rocm)"
 scripts/install_torch.sh $python "$kind"
 
-say "Installing the locked requirements (about 110 packages)"
+say "Installing the locked requirements (about 130 packages)"
 $python -m pip install -r container/requirements-cpu.txt -r container/requirements-dev.txt
 
 say "Installing this project into .venv"
