@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from serving.errors import ModelError
 from serving.layers.activation import activation, make_gate
 from serving.layers.attention.backend import Attention, AttentionMaker, AttentionSpec
+from serving.layers.attention.cross import CrossAttention
 from serving.layers.attention.kv_cache import KVShape
-from serving.layers.attention.position_bias import LinearBias, PositionBias, Reads
+from serving.layers.attention.position_bias import LinearBias, PositionBias, Reads, RelativeBias
 from serving.layers.embedding import Embedding, Scaled, SplitEmbedding
 from serving.layers.linear import HeadLinear, Linear, SplitHead, SummedLinear, WideLinear, make_linear
 from serving.layers.moe import BiasedRouter, GroupRouter, Router, SummedExperts, make_experts
@@ -42,6 +43,9 @@ class Built:
         token_reads: those of layers that want single tokens padded (`Attention.padded_tokens`).
         weight_bytes: bytes of all weights kept.
         tied_bytes: those of an embedding that is the head, too.
+        encoder_shapes: one an attention layer of the encoder, where there is one.
+        encoder_reads: the distinct ways in which those read.
+        cross_shapes: one a cross-attention layer, in the order of their indices.
     """
 
     kv_shapes: list[KVShape] = field(default_factory=list)
@@ -49,6 +53,9 @@ class Built:
     token_reads: set[Reads] = field(default_factory=set)
     weight_bytes: int = 0
     tied_bytes: int = 0
+    encoder_shapes: list[KVShape] = field(default_factory=list)
+    encoder_reads: set[Reads] = field(default_factory=set)
+    cross_shapes: list[KVShape] = field(default_factory=list)
 
 
 class LayerBuilder:
@@ -316,8 +323,7 @@ class LayerBuilder:
         Args:
             heads: all there are; those of this rank are in the layer's `spec`, as are its `kv_heads`.
         """
-        size = self._ranks.size
-        heads, kv_heads = heads // size, max(1, kv_heads // size)
+        heads, kv_heads = self._own_heads(heads, kv_heads)
         layer = len(self.built.kv_shapes)
         self.built.kv_shapes.append(KVShape(kv_heads, head_dim, keys_only=value_dim is not None))
         made = self._attention(
@@ -330,6 +336,47 @@ class LayerBuilder:
         if made.padded_tokens:
             self.built.token_reads.add(made.spec.reads)
         return made
+
+    def encoder_attention(
+        self, *, heads: int, kv_heads: int, head_dim: int, scale: float, bias: PositionBias | None = None
+    ) -> Attention:
+        """The next encoder layer's attention: every token of a text sees the whole of it. As `attention` otherwise."""
+        heads, kv_heads = self._own_heads(heads, kv_heads)
+        layer = len(self.built.encoder_shapes)
+        self.built.encoder_shapes.append(KVShape(kv_heads, head_dim))
+        made = self._attention(
+            AttentionSpec(
+                layer=layer, heads=heads, kv_heads=kv_heads, head_dim=head_dim, scale=scale, window=None, bias=bias,
+                causal=False,
+            )
+        )  # fmt: skip
+        self.built.encoder_reads.add(made.spec.reads)
+        return made
+
+    def cross_attention(self, *, heads: int, kv_heads: int, head_dim: int, scale: float) -> CrossAttention:
+        """The next decoder layer's attention over what the encoder made of the row's text. As `attention` otherwise."""
+        heads, kv_heads = self._own_heads(heads, kv_heads)
+        layer = len(self.built.cross_shapes)
+        self.built.cross_shapes.append(KVShape(kv_heads, head_dim))
+        return CrossAttention(
+            AttentionSpec(
+                layer=layer, heads=heads, kv_heads=kv_heads, head_dim=head_dim, scale=scale, window=None, causal=False
+            )
+        )
+
+    def _own_heads(self, heads: int, kv_heads: int) -> tuple[int, int]:
+        """How many of them are this rank's."""
+        return heads // self._ranks.size, max(1, kv_heads // self._ranks.size)
+
+    def relative_bias(self, name: str, *, reach: int, bidirectional: bool) -> PositionBias:
+        """A learned bias by the distance between key and query: the checkpoint has one number a bucket and head.
+
+        Layers that are given the same object share its masks. Raises ModelError.
+        """
+        whole = self._read(f"{name}.weight")
+        heads = whole.shape[1]
+        weight = self._kept([whole[:, self._span(name, heads, heads, repeated=False)]])
+        return RelativeBias(weight, reach, bidirectional=bidirectional)
 
     def linear_bias(self, slopes: Sequence[float], make: Callable[[Tensor], PositionBias] = LinearBias) -> PositionBias:
         """Biases that fall with the distance by these slopes, one a head; or another kind that is made of slopes.

@@ -3,7 +3,7 @@
 Knows no sequence, no plan and no kernel.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -43,6 +43,21 @@ class AttentionGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class CrossContext:
+    """What a step's tokens see of another text: the one that their rows' encoder has read.
+
+    Attributes:
+        groups: cover all tokens of the step, in order; blocks and masks are those of the other text.
+        keys: a tensor a layer with cross-attention: [blocks, block_size, kv_heads, head_dim].
+        values: likewise.
+    """
+
+    groups: Sequence[AttentionGroup]
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
+
+
+@dataclass(frozen=True, slots=True)
 class ForwardBatch:
     """The tokens of one step, flat.
 
@@ -53,6 +68,7 @@ class ForwardBatch:
         groups: cover all tokens, in order.
         keys: a tensor a layer: [blocks, block_size, kv_heads, head_dim].
         values: likewise.
+        cross: what an encoder-decoder's decoder sees of the encoder; `None` for every other forward.
     """
 
     input_ids: Tensor
@@ -61,3 +77,4 @@ class ForwardBatch:
     groups: list[AttentionGroup]
     keys: list[Tensor]
     values: list[Tensor]
+    cross: CrossContext | None = None

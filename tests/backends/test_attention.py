@@ -7,7 +7,7 @@ import torch
 
 from serving.layers.attention.backend import AttentionSpec
 from serving.layers.attention.kv_cache import KVCache, KVShape, block_bytes
-from serving.layers.attention.position_bias import LinearBias, alibi_slopes
+from serving.layers.attention.position_bias import LinearBias, RelativeBias, alibi_slopes
 from serving.layers.attention.select import BACKENDS, fastest, select
 from serving.layers.cpu_kernels import compiled_library
 from serving.plan import Row
@@ -205,3 +205,31 @@ def test_linear_biases_are_what_the_paper_says(backend, counts):
 )
 def test_slopes_of_heads_that_are_no_power_of_two_fill_the_series_up(heads, steepest, want):
     assert alibi_slopes(heads, steepest) == want
+
+
+@pytest.mark.parametrize("backend", AVAILABLE)
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_a_learned_bias_is_computed_by_a_backend_that_can_and_never_left_out(backend, kv_heads):
+    torch.manual_seed(0)
+    bias = RelativeBias(torch.randn(12, 4), 25, bidirectional=False)
+    spec = AttentionSpec(layer=0, heads=4, kv_heads=kv_heads, head_dim=16, scale=1.0, window=None, bias=bias)
+    # Two rows with a token each and a chunk, over what lies in the cache already.
+    ends, counts, tables = [50, 33, 40], [1, 1, 40], [[4, 1, 2, 9], [7, 5, 3], [6, 8, 10]]
+    rows = [
+        Row(sequence_id=i, token_ids=[0] * counts[i], position=ends[i] - counts[i], block_table=tables[i], sample=True)
+        for i in range(3)
+    ]
+    past = [torch.randn(300, BLOCK, kv_heads, 16) for _ in range(2)]
+    query, key, value = torch.randn(42, 4, 16), torch.randn(42, kv_heads, 16), torch.randn(42, kv_heads, 16)
+    got = attended(backend, spec, torch.float32, rows, query, key, value, past)
+    for start, (end, count, table) in enumerate(zip(ends, counts, tables, strict=True)):
+        new = slice(start, start + count)
+        keys, values = (
+            torch.cat([old[table].flatten(0, 1)[: end - count], fresh[new]]).repeat_interleave(4 // kv_heads, 1)
+            for old, fresh in zip(past, (key, value), strict=True)
+        )
+        queries = torch.arange(end - count, end)
+        scores = torch.einsum("qhd,khd->hqk", query[new], keys) + bias(torch.arange(end), queries[None])[0]
+        chances = scores.masked_fill(torch.arange(end) > queries[:, None], float("-inf")).softmax(-1)
+        want = torch.einsum("hqk,khd->qhd", chances, values).flatten(1)
+        assert torch.allclose(got[new], want, atol=1e-5)

@@ -14,7 +14,7 @@ from serving.layers.forward_batch import ForwardBatch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionSpec:
-    """One layer's causal attention.
+    """One layer's attention.
 
     Attributes:
         layer: index into the batch's keys and values.
@@ -24,6 +24,7 @@ class AttentionSpec:
         value_dim: values are the first `value_dim` numbers of the keys and nothing is kept of them; `None` where
             they are kept for themselves, `head_dim` numbers each.
         bias: what is added to the scores by position, in the mask; not beside a window.
+        causal: whether the masks hide what comes later, so that a kernel may leave it out unasked.
     """
 
     layer: int
@@ -35,6 +36,7 @@ class AttentionSpec:
     softcap: float | None = None
     value_dim: int | None = None
     bias: PositionBias | None = None
+    causal: bool = True
 
     @property
     def reads(self) -> Reads:

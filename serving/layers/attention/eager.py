@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from serving.layers.attention.backend import AttentionSpec
-from serving.layers.attention.sdpa import added, attend_groups, gathered
+from serving.layers.attention.sdpa import added, attend_groups, gathered, write
 from serving.layers.forward_batch import AttentionGroup, ForwardBatch
 
 
@@ -29,7 +29,8 @@ class EagerAttention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor | None, batch: ForwardBatch) -> Tensor:
         """See `Attention`."""
-        return attend_groups(partial(attend, self.spec), query, key, value, batch, self.spec.layer)
+        write(key, value, batch, self.spec.layer)
+        return attend_groups(partial(attend, self.spec), query, batch, self.spec.layer)
 
 
 def attend(spec: AttentionSpec, query: Tensor, keys: Tensor, values: Tensor, group: AttentionGroup) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from serving.layers.attention import eager, sdpa
 from serving.layers.attention.backend import AttentionSpec
-from serving.layers.attention.sdpa import SdpaAttention, added, attend_groups, gathered
+from serving.layers.attention.sdpa import SdpaAttention, added, attend_groups, gathered, write
 from serving.layers.forward_batch import AttentionGroup, Context, ForwardBatch
 
 # Measured on two cores with AVX-512 and bfloat16 instructions: below these, sdpa is the faster one.
@@ -42,7 +42,8 @@ class MatmulAttention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor | None, batch: ForwardBatch) -> Tensor:
         """See `Attention`."""
-        return attend_groups(self.attend, query, key, value, batch, self.spec.layer)
+        write(key, value, batch, self.spec.layer)
+        return attend_groups(self.attend, query, batch, self.spec.layer)
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, group: AttentionGroup) -> Tensor:
         """One group's attention: query [tokens, heads, head_dim] -> [tokens, heads * size of a value]."""

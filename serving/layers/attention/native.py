@@ -31,7 +31,7 @@ class NativeAttention(nn.Module):
     @staticmethod
     def supports(spec: AttentionSpec) -> bool:
         """See `AttentionBackend`."""
-        return spec.bias is None or isinstance(spec.bias, LinearBias)
+        return spec.causal and (spec.bias is None or isinstance(spec.bias, LinearBias))
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor | None, batch: ForwardBatch) -> Tensor:
         """See `Attention`."""

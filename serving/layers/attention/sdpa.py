@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from serving.layers.attention.backend import AttentionSpec
-from serving.layers.forward_batch import AttentionGroup, Context, ForwardBatch
+from serving.layers.forward_batch import AttentionGroup, Context, CrossContext, ForwardBatch
 
 Attend = Callable[[Tensor, Tensor, Tensor, AttentionGroup], Tensor]
 
@@ -32,24 +32,27 @@ class SdpaAttention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor | None, batch: ForwardBatch) -> Tensor:
         """See `Attention`."""
-        return attend_groups(partial(attend, self.spec), query, key, value, batch, self.spec.layer)
+        write(key, value, batch, self.spec.layer)
+        return attend_groups(partial(attend, self.spec), query, batch, self.spec.layer)
 
 
-def attend_groups(
-    attend: Attend, query: Tensor, key: Tensor, value: Tensor | None, batch: ForwardBatch, layer: int
-) -> Tensor:
-    """Write the new keys and values into the cache, then let `attend` compute group after group.
+def write(key: Tensor, value: Tensor | None, batch: ForwardBatch, layer: int) -> None:
+    """Put the new keys and values [tokens, kv_heads, head_dim] into the cache."""
+    for cache, new in ((batch.keys[layer], key), (batch.values[layer], value)):
+        if new is not None:
+            cache.view(-1, *new.shape[1:]).index_copy_(0, batch.slots, new)
+
+
+def attend_groups(attend: Attend, query: Tensor, context: ForwardBatch | CrossContext, layer: int) -> Tensor:
+    """Let `attend` compute group after group.
 
     Args:
         attend: from a group's queries and the layer's whole cache to [tokens, heads * size of a value].
     """
-    keys, values = batch.keys[layer], batch.values[layer]
-    keys.view(-1, *key.shape[1:]).index_copy_(0, batch.slots, key)
-    if value is not None:
-        values.view(-1, *value.shape[1:]).index_copy_(0, batch.slots, value)
+    keys, values = context.keys[layer], context.values[layer]
     outputs = [
         attend(query[group.start : group.start + group.rows * group.query_length], keys, values, group)
-        for group in batch.groups
+        for group in context.groups
     ]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
