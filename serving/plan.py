@@ -16,12 +16,14 @@ class NewRow(Struct, frozen=True, kw_only=True, array_like=True):
     Attributes:
         token_ids: everything known so far: the prompt, and what was generated if the sequence moves to a new runner.
         prompt_length: how many of `token_ids` are the prompt.
+        encoder_token_ids: the text that an encoder-decoder's encoder reads; empty for a decoder alone.
     """
 
     sequence_id: int
     token_ids: list[int]
     prompt_length: int
     sampling: SamplingParams
+    encoder_token_ids: list[int] = []
 
 
 class Row(Struct, frozen=True, kw_only=True, array_like=True):
@@ -90,7 +92,7 @@ class ModelFacts(Struct, frozen=True, kw_only=True, array_like=True):
     """What the device measured once the model was loaded; travels up.
 
     Attributes:
-        max_position: positions that the model was made for.
+        max_position: positions that the model was made for; with an encoder, those of both texts together.
         block_size: tokens a KV block holds.
         block_count: KV blocks there are; block 0 is never handed out (padding writes go there).
         max_step_tokens: the largest number of tokens that one step was measured with.
@@ -98,8 +100,9 @@ class ModelFacts(Struct, frozen=True, kw_only=True, array_like=True):
         dtype: the computing type, such as "bfloat16".
         device: what computes, such as "cpu" or "nvidia-h200".
         weight_bytes: bytes of the kept weights, on all devices.
-        kv_bytes: bytes of the KV cache, on all devices.
+        kv_bytes: bytes of the KV cache, on all devices, and of what is kept there of the texts of encoders.
         rank_count: how many devices share the model out.
+        max_encoder_tokens: the longest text that an encoder was measured with; 0 where there is no encoder.
     """
 
     vocab_size: int
@@ -113,6 +116,7 @@ class ModelFacts(Struct, frozen=True, kw_only=True, array_like=True):
     weight_bytes: int
     kv_bytes: int
     rank_count: int = 1
+    max_encoder_tokens: int = 0
 
     @property
     def kv_tokens(self) -> int:

@@ -111,7 +111,9 @@ class Request(Struct, frozen=True, kw_only=True):
     """What a client asked, validated: past this type nothing is checked again.
 
     Attributes:
-        prompt_token_ids: at least one id, all inside the vocabulary.
+        prompt_token_ids: at least one id, all inside the vocabulary; what the answer goes on from.
+        encoder_token_ids: the text that an encoder-decoder answers, all ids inside the vocabulary; its prompt is but
+            the id that answers begin with. Empty for a decoder alone.
         cache_salt: keeps one tenant's cached prefixes apart from another's.
         session: which one it belongs to, if any.
         deadline: when its answer is cut with what is there, in seconds of `time.monotonic()`.
@@ -120,6 +122,7 @@ class Request(Struct, frozen=True, kw_only=True):
     prompt_token_ids: list[int]
     sampling: SamplingParams
     stop: StopParams
+    encoder_token_ids: list[int] = []
     cache_salt: str = ""
     session: Session | None = None
     deadline: float | None = None

@@ -38,6 +38,7 @@ class DeviceRow:
 
     def __init__(self, new: NewRow) -> None:
         self.prompt = new.token_ids[: new.prompt_length]
+        self.root = _read_by_encoder(new.encoder_token_ids) if new.encoder_token_ids else ROOT
         self.token_ids = list(new.token_ids)
         self.sampling = new.sampling
 
@@ -142,6 +143,7 @@ class FakeRunner:
             assert new.sequence_id not in self.rows, "a row was started twice"
             assert 0 < new.prompt_length <= len(new.token_ids)
             self.rows[new.sequence_id] = DeviceRow(new)
+        assert len(self.rows) <= self._facts.max_rows, "more sequences than the device has room for"
         assert plan.rows, "an empty plan"
         assert len({row.sequence_id for row in plan.rows}) == len(plan.rows), "two rows of one sequence"
         assert len(plan.rows) <= self._facts.max_rows
@@ -150,7 +152,7 @@ class FakeRunner:
             self._check(row)
         contexts = [self._read(row, row.position) for row in plan.rows]
         for row, context in zip(plan.rows, contexts, strict=True):
-            self._write(row, context[-1] if context else ROOT)
+            self._write(row, context[-1] if context else self.rows[row.sequence_id].root)
         for row, context in zip(plan.rows, contexts, strict=True):
             assert self._read(row, row.position) == context, "a row wrote where another one reads"
         return StepResult(rows=[self._answer(row) for row in plan.rows])
@@ -208,6 +210,10 @@ class FakeRunner:
         logprob = _logprob(slots)
         top = [((token_id + i) % vocab_size, logprob - i) for i in range(state.sampling.top_n_tokens)]
         return Choice(token_id=token_id, logprob=logprob, top=top)
+
+
+def _read_by_encoder(ids: list[int]) -> bytes:
+    return hashlib.blake2b(struct.pack(f"<{len(ids)}I", *ids), digest_size=DIGEST_BYTES).digest()
 
 
 def _digest(slots: list[bytes]) -> bytes:

@@ -9,6 +9,7 @@ from array import array
 from serving.engine.block_allocator import BlockAllocator
 from serving.engine.leases import Key, Leases
 from serving.engine.sequence import Sequence
+from serving.protocol import Request
 
 DIGEST_BYTES = 16
 
@@ -17,7 +18,7 @@ class BlockManager:
     """Keeps each sequence's block table in step with what is to be computed.
 
     A full block is named by a digest of its token ids and of its parent's name, from a root made of the request's
-    `cache_salt`; so a name stands for the whole text up to the block's end.
+    `cache_salt` and of the text that an encoder reads; so a name stands for all that the block's content depends on.
 
     Args:
         count: blocks there are, with block 0, which is never handed out.
@@ -140,10 +141,18 @@ class BlockManager:
         """(digest, parent, content) of one full block; the chain up to it was named before, or is one short."""
         digests = sequence.digests
         content = array("I", sequence.token_ids[index * self._size : (index + 1) * self._size]).tobytes()
-        parent = digests[index - 1] if index else _digest(sequence.request.cache_salt.encode("utf-8", "surrogatepass"))
+        parent = digests[index - 1] if index else _root(sequence.request)
         if index == len(digests):
             digests.append(_digest(parent + content))
         return digests[index], parent, content
+
+
+def _root(request: Request) -> bytes:
+    salt = _digest(request.cache_salt.encode("utf-8", "surrogatepass"))
+    if not request.encoder_token_ids:
+        return salt
+    # A length that no block's content has: what was read must not be taken for what was written.
+    return _digest(b"read:" + salt + array("I", request.encoder_token_ids).tobytes())
 
 
 def _digest(content: bytes) -> bytes:

@@ -24,7 +24,7 @@ class Step:
         started: sequences that left the queue for the first time.
         hopeless: sequences that all the blocks together cannot hold; they are out.
         preempted: sequences that were put back into the queue.
-        prompt_tokens: tokens computed in rows of sequences that had more than one pending.
+        prompt_tokens: tokens computed in rows of sequences that had more than one pending, or read by an encoder.
         queried_tokens: tokens of `started` for which the prefix cache was asked.
         cached_tokens: those of them that it spared.
         joined: sequences that were let in beside running ones.
@@ -134,7 +134,8 @@ class Scheduler:
             if youngest is sequence:
                 return
         step.rows[sequence] = tokens
-        step.budget -= tokens
+        # A text is read whole, with the row's first tokens: where it is longer than what is left, the step is.
+        step.budget = max(0, step.budget - tokens - sequence.unread)
 
     def _preempt_youngest(self, step: Step) -> None:
         """Put the youngest back; the step has no row of it yet, as rows are made in the order of admission."""
@@ -204,6 +205,7 @@ class Scheduler:
         news = []
         for sequence, tokens in step.rows.items():
             if not sequence.on_device:
+                step.prompt_tokens += sequence.unread
                 sequence.on_device = True
                 news.append(_new_row(sequence))
             start = sequence.computed
@@ -229,4 +231,5 @@ def _new_row(sequence: Sequence) -> NewRow:
         token_ids=list(sequence.token_ids),
         prompt_length=sequence.prompt_length,
         sampling=sequence.request.sampling,
+        encoder_token_ids=sequence.request.encoder_token_ids,
     )

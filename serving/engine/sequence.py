@@ -21,7 +21,7 @@ class Sequence:
         id: the request's number; also the device's name for the sequence.
         token_ids: the prompt and what was generated.
         end_ids: ids that end the generation as end-of-sequence tokens do.
-        most_tokens: what the prompt and the answer can come to.
+        most_tokens: what the prompt, the text that an encoder reads, and the answer can come to.
         arrived: `time.monotonic()` of when the request was handed to the engine.
         begun: `time.monotonic()` of the first step that took the request in.
         latest: `time.monotonic()` of the newest token.
@@ -74,7 +74,7 @@ class Sequence:
             detokenizer=Detokenizer(tokenizer, request.prompt_token_ids),
             text=OutputText(stop.stop_strings, keep_stop_text=stop.keep_stop_text),
             arrived=arrived,
-            most_tokens=len(request.prompt_token_ids) + stop.max_new_tokens,
+            most_tokens=len(request.prompt_token_ids) + len(request.encoder_token_ids) + stop.max_new_tokens,
             session=request.session,
         )
 
@@ -82,6 +82,11 @@ class Sequence:
     def prompt_length(self) -> int:
         """Tokens of the prompt."""
         return len(self.request.prompt_token_ids)
+
+    @property
+    def unread(self) -> int:
+        """Tokens that the device's encoder has still to read."""
+        return 0 if self.on_device else len(self.request.encoder_token_ids)
 
     @property
     def generated(self) -> int:

@@ -64,6 +64,7 @@ class Validator:
         prefill_logprobs: whether log probabilities of prompts may be asked for.
         grammars: `None` where none can be followed.
         watermark: of the requests that want one.
+        decoder_start_token_id: what every answer of an encoder-decoder begins with; `None` for a decoder alone.
 
     Attributes:
         origin: what a hub told of the loaded model.
@@ -81,6 +82,7 @@ class Validator:
         grammars: Grammars | None = None,
         watermark: Watermark = TGI_WATERMARK,
         origin: Origin = UNTOLD,
+        decoder_start_token_id: int | None = None,
     ) -> None:
         self.limits = limits
         self.facts = facts
@@ -92,6 +94,7 @@ class Validator:
         self._rules = Rules(limits, vocab_size=facts.vocab_size, prefill_logprobs=prefill_logprobs)
         self._grammars = grammars
         self._watermark = watermark
+        self._decoder_start = decoder_start_token_id
 
     def samples(self, parameters: Parameters, *, stream: bool, prompts: int = 1) -> int:
         """As `Rules.samples`."""
@@ -145,6 +148,8 @@ class Validator:
 
     def _validate(self, text: str, parameters: Parameters, encode: Callable[[], list[int]]) -> Validated:
         samples = max(parameters.best_of or 1, parameters.n or 1)
+        if parameters.prompt_logprobs and self._decoder_start is not None:
+            raise ValidationError("`echo` with `logprobs` is not supported: an encoder-decoder only reads its input")
         logit_bias = self._rules.check(text, parameters)
         token_ids = self._rules.checked_ids(encode(), parameters.truncate)
         max_new_tokens = self._rules.max_new_tokens(len(token_ids), parameters.max_new_tokens)
@@ -162,10 +167,18 @@ class Validator:
         seed = secrets.randbits(64) if parameters.seed is None else parameters.seed
         seeds = [_derived(seed, sample) for sample in range(samples)]
         return Validated(
-            requests=[Request(prompt_token_ids=token_ids, sampling=sampling(seed), stop=stop) for seed in seeds],
+            requests=[self._request(token_ids, sampling(seed), stop) for seed in seeds],
             seeds=[seed if samples_tokens(parameters) else None for seed in seeds],
             input_length=len(token_ids),
             text=text,
+        )
+
+    def _request(self, token_ids: list[int], sampling: SamplingParams, stop: StopParams) -> Request:
+        """A decoder goes on with the ids; an encoder-decoder reads them and begins an answer of its own."""
+        if self._decoder_start is None:
+            return Request(prompt_token_ids=token_ids, sampling=sampling, stop=stop)
+        return Request(
+            prompt_token_ids=[self._decoder_start], encoder_token_ids=token_ids, sampling=sampling, stop=stop
         )
 
     @property

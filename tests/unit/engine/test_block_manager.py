@@ -9,12 +9,13 @@ from serving.protocol import Request, SamplingParams, StopParams
 TOKENIZER = byte_tokenizer()
 
 
-def sequence(ids, *, salt="", prompt_logprobs=False):
+def sequence(ids, *, salt="", prompt_logprobs=False, read=()):
     request = Request(
         prompt_token_ids=list(ids),
         sampling=SamplingParams(prompt_logprobs=prompt_logprobs),
         stop=StopParams(max_new_tokens=5),
         cache_salt=salt,
+        encoder_token_ids=list(read),
     )
     return Sequence.start(0, request, tokenizer=TOKENIZER, eos_token_ids=frozenset(), arrived=0.0)
 
@@ -85,6 +86,19 @@ def test_tenants_do_not_share():
     assert blocks.lookup(sequence(range(12), salt="b")) == []
     assert blocks.lookup(sequence(range(12))) == []
     assert len(blocks.lookup(sequence(range(12), salt="a"))) == 2
+
+
+def test_answers_to_other_texts_do_not_share_and_those_to_one_do():
+    blocks = after(BlockManager(16, 4), range(12), read=[5, 6])
+    assert blocks.lookup(sequence(range(12))) == []
+    assert blocks.lookup(sequence(range(12), read=[5])) == []
+    assert blocks.lookup(sequence(range(12), read=[5, 6], salt="a")) == []
+    assert len(blocks.lookup(sequence(range(12), read=[5, 6]))) == 2
+
+
+def test_what_was_read_is_never_taken_for_what_was_written():
+    blocks = after(BlockManager(16, 4), [*range(4), *range(20, 24)])
+    assert blocks.lookup(sequence(range(20, 25), read=range(4))) == []
 
 
 def test_a_block_that_is_still_being_computed_is_not_found():

@@ -101,6 +101,7 @@ class Scenario:
             block_count=self.block_count,
             max_step_tokens=64,
             die_after=die_after,
+            max_rows=self.limits["max_rows"],
         )
 
     def make_request(self):
@@ -108,9 +109,11 @@ class Scenario:
         base = self.random.choice(self.texts)
         prompt = base[: self.random.randint(1, len(base))]
         prompt = prompt + [self.random.randrange(1, len(VOCABULARY)) for _ in range(self.random.randint(0, 6))]
+        read = self.random.choice([[], [], [5], [5, 6]])
         stops = tuple(self.random.sample(STOPS, self.random.choice([0, 0, 1, 2])))
         return Request(
             prompt_token_ids=prompt[:40],
+            encoder_token_ids=read,
             sampling=SamplingParams(
                 prompt_logprobs=self.random.random() < 0.2, top_n_tokens=self.random.choice([0, 0, 2])
             ),

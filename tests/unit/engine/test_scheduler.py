@@ -9,11 +9,12 @@ from serving.protocol import Request, SamplingParams, StopParams
 TOKENIZER = byte_tokenizer()
 
 
-def sequence(number, length):
+def sequence(number, length, read=0):
     request = Request(
         prompt_token_ids=[2 + (number + at) % 250 for at in range(length)],
         sampling=SamplingParams(),
         stop=StopParams(max_new_tokens=5),
+        encoder_token_ids=[9] * read,
     )
     return Sequence.start(number, request, tokenizer=TOKENIZER, eos_token_ids=frozenset(), arrived=0.0)
 
@@ -120,6 +121,22 @@ def test_who_fits_in_no_pool_is_out_and_blocks_nobody(length):
     step = made.schedule()
     assert step.hopeless == [big]
     assert list(step.rows) == [small]
+
+
+def test_what_an_encoder_reads_is_part_of_the_budget_once():
+    made, _ = scheduler(budget=16)
+    for number, read in enumerate((10, 30, 3)):
+        made.add(sequence(number, 1, read))
+    first = made.schedule()
+    assert [new.encoder_token_ids for new in first.plan.started] == [[9] * 10, [9] * 30]
+    assert first.prompt_tokens == 40
+    made.commit(first)
+    for row in first.rows:
+        row.token_ids.append(7)
+    second = made.schedule()
+    assert [row.sequence_id for row in second.plan.rows] == [0, 1, 2]
+    assert [len(new.encoder_token_ids) for new in second.plan.started] == [3]
+    assert second.prompt_tokens == 3
 
 
 def test_a_suspect_is_computed_alone_until_it_has_a_token():

@@ -14,8 +14,7 @@ from serving.validation.validator import Piece, Validator
 BOS = 256
 
 
-@pytest.fixture(scope="module")
-def validator():
+def make_validator(**changes):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = tokenizers.Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -41,7 +40,13 @@ def validator():
             kv_bytes=0,
         ),
         prefill_logprobs=True,
+        **changes,
     )
+
+
+@pytest.fixture(scope="module")
+def validator():
+    return make_validator()
 
 
 def sampling(validator, **parameters):
@@ -105,6 +110,21 @@ def test_truncation_is_from_the_left(validator):
         validated.requests[0].prompt_token_ids
         == validator.validate("def", Parameters()).requests[0].prompt_token_ids[1:]
     )
+
+
+def test_an_encoder_reads_the_input_and_the_answer_begins_with_its_own_token():
+    validated = make_validator(decoder_start_token_id=7).validate("abc", Parameters(truncate=3, max_new_tokens=97))
+    (request,) = validated.requests
+    assert request.prompt_token_ids == [7]
+    assert request.encoder_token_ids == [64, 65, 66]
+    assert (validated.input_length, validated.text) == (3, "abc")
+    with pytest.raises(ValidationError, match="`inputs` tokens"):
+        make_validator(decoder_start_token_id=7).validate("abc", Parameters(max_new_tokens=97))
+
+
+def test_an_encoder_gives_its_input_no_log_probabilities():
+    with pytest.raises(ValidationError, match="encoder-decoder"):
+        make_validator(decoder_start_token_id=7).validate("abc", Parameters(prompt_logprobs=True))
 
 
 def test_samples_share_a_prompt_and_have_their_own_seeds(validator):
