@@ -144,6 +144,7 @@ def load(files: ModelFiles, settings: Settings, metrics: Metrics) -> tuple[Engin
         watermark=Watermark(settings.watermark_gamma, settings.watermark_delta),
         grammars=grammars,
         origin=files.origin,
+        decoder_start_token_id=config.decoder_start_token_id,
     )
     return engine, start_runner, validator
 
@@ -165,6 +166,7 @@ def runner_options(files: ModelFiles, settings: Settings, eos_token_ids: Iterabl
         max_step_tokens=settings.max_batch_prefill_tokens,
         max_rows=settings.max_batch_size or settings.max_concurrent_requests,
         max_total_tokens=settings.max_total_tokens,
+        max_input_tokens=settings.max_input_tokens,
         kv_cache_bytes=settings.kv_cache_memory,
         device_memory_fraction=settings.cuda_memory_fraction,
         grammars=not settings.disable_grammar_support,
@@ -192,9 +194,12 @@ def derive_limits(settings: Settings, facts: ModelFacts, model_max_length: int |
             f"`max_total_tokens` must be <= the {facts.max_position} positions of the model. Given: "
             f"{settings.max_total_tokens}"
         )
-    longest = min(kv_tokens, facts.max_position, model_max_length or facts.max_position)
+    longest = min(kv_tokens, facts.max_position)
+    if not facts.max_encoder_tokens:  # with an encoder, what the tokenizer says is not meant for both texts together
+        longest = min(longest, model_max_length or longest)
     max_total_tokens = settings.max_total_tokens or longest
-    max_input_tokens = settings.max_input_tokens or max_total_tokens - 1
+    longest_input = min(facts.max_encoder_tokens or max_total_tokens, max_total_tokens - 1)
+    max_input_tokens = settings.max_input_tokens or longest_input
     if max_input_tokens >= max_total_tokens:
         raise ConfigurationError(
             f"`max_input_tokens` must be < `max_total_tokens`. Given: {max_input_tokens} and {max_total_tokens}"

@@ -1,5 +1,6 @@
 """The architectures by the `model_type` of config.json; grep finds them here."""
 
+from collections.abc import Iterable
 from importlib import import_module
 from typing import Protocol, cast
 
@@ -29,6 +30,7 @@ ARCHITECTURES = {
     "mistral": "serving.models.mistral:mistral",
     "mixtral": "serving.models.mixtral:mixtral",
     "mpt": "serving.models.mpt:mpt",
+    "mt5": "serving.models.t5:T5",
     "olmo2": "serving.models.olmo2:olmo2",
     "opt": "serving.models.opt:opt",
     "phi": "serving.models.phi:phi",
@@ -38,6 +40,8 @@ ARCHITECTURES = {
     "qwen3": "serving.models.qwen3:qwen3",
     "qwen3_moe": "serving.models.qwen3_moe:qwen3_moe",
     "starcoder2": "serving.models.starcoder2:starcoder2",
+    "t5": "serving.models.t5:T5",
+    "umt5": "serving.models.t5:T5",
 }
 
 
@@ -50,6 +54,25 @@ class CausalModel(Protocol):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[rows, hidden] -> [rows, vocabulary], in float32."""
+        ...
+
+
+class EncoderDecoder(CausalModel, Protocol):
+    """What a runner asks besides of a model that reads one text and writes another.
+
+    Its decoder's layers are the builder's `attention` and `cross_attention`, its encoder's `encoder_attention`; a
+    decoder's forward has the batch's `cross`.
+    """
+
+    def encode(self, batch: ForwardBatch) -> Iterable[tuple[Tensor, Tensor]]:
+        """What the decoder sees of texts: keys and values of one cross-attention layer after the other.
+
+        Args:
+            batch: whole texts, a group each; its keys and values are the encoder's own and only last for the call.
+
+        Returns:
+            Two of [tokens, kv_heads, head_dim] a layer.
+        """
         ...
 
 

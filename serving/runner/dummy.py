@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.core_model_loading import revert_weight_conversion
 
 from serving.weights.checkpoint import DummyCheckpoint
@@ -20,8 +20,10 @@ def random_checkpoint(directory: Path, device: torch.device, dtype: torch.dtype)
 
 def file_shapes(directory: Path) -> Mapping[str, torch.Size]:
     """The name and shape of every tensor in the files of a model with the config.json in `directory`."""
+    config = AutoConfig.from_pretrained(directory)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory))
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model = auto.from_config(config)
         # What is in memory may be stacked and named otherwise than what lies in files.
         files = revert_weight_conversion(model, model.state_dict())
     return {name: tensor.shape for name, tensor in files.items()}

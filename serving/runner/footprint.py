@@ -80,7 +80,8 @@ def predict(
     select_model(config.model_type)(config, build)
     built = build.built
     copied = built.tied_bytes if packs(device_type, dtype) else 0
-    kv_bytes_per_token = block_bytes(built.kv_shapes, 1, dtype)
+    # Of an encoder-decoder as if every token were both read and written: at most what a row takes.
+    kv_bytes_per_token = block_bytes([*built.kv_shapes, *built.cross_shapes], 1, dtype)
     widest = max(2 * config.intermediate_size, sum(config.qkv_heads) * config.head_dim) // rank_count
     activations = step_tokens * (_HIDDEN_COPIES * config.hidden_size + 2 * widest) * dtype.itemsize
     logits = max_rows * config.vocab_size * torch.float32.itemsize * _LOGIT_COPIES

@@ -31,6 +31,7 @@ class RunnerOptions(Struct, frozen=True, kw_only=True):
         max_step_tokens: the token budget of a step.
         max_rows: the most sequences in a step.
         max_total_tokens: the longest sequence to make room for.
+        max_input_tokens: the longest text that an encoder has to read.
         kv_cache_bytes: how much memory keys and values take on a CPU.
         device_memory_fraction: the part of a GPU's memory that may be used.
         grammars: whether rows may have a grammar.
@@ -46,6 +47,7 @@ class RunnerOptions(Struct, frozen=True, kw_only=True):
     max_step_tokens: int | None = None
     max_rows: int = 128
     max_total_tokens: int | None = None
+    max_input_tokens: int | None = None
     kv_cache_bytes: int | None = None
     device_memory_fraction: float = 1.0
     grammars: bool = False

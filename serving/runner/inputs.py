@@ -30,10 +30,12 @@ class Inputs:
 
     Attributes:
         starts: for every row of the plan, the index of its first token in the batch.
+        order: the rows of the plan as they stand in the batch.
     """
 
     batch: ForwardBatch
     starts: list[int]
+    order: list[int]
 
 
 def mask_bounds(reads: Iterable[Reads]) -> tuple[int, int]:
@@ -60,9 +62,15 @@ class InputBuilder:
         self._dtype, self._device = dtype, device
         self._mask_heads, self._mask_entries = mask_bounds(self._reads)
 
-    def build(self, rows: Sequence[Row]) -> Inputs:
-        """Single tokens first, sorted by length so that little is padded, then the chunks."""
+    def build(self, rows: Sequence[Row], classes: Sequence[int] | None = None) -> Inputs:
+        """Single tokens first, sorted by length so that little is padded, then the chunks.
+
+        Args:
+            classes: of the rows, where it matters more that those of one class stand together.
+        """
         singles = sorted((i for i, row in enumerate(rows) if len(row.token_ids) == 1), key=lambda i: -rows[i].position)
+        if classes is not None:
+            singles.sort(key=classes.__getitem__)
         order = singles + [i for i, row in enumerate(rows) if len(row.token_ids) > 1]
         starts, token_ids, positions = [0] * len(rows), list[int](), list[int]()
         slots: list[int] = []
@@ -83,10 +91,10 @@ class InputBuilder:
             input_ids=self._tensor(token_ids), positions=self._tensor(positions), slots=self._tensor(slots),
             groups=groups, keys=self._cache.keys, values=self._cache.values,
         )  # fmt: skip
-        return Inputs(batch, starts)
+        return Inputs(batch, starts, order)
 
     def _group(self, rows: Sequence[Row], singles: Sequence[int]) -> list[list[int]]:
-        """Split rows that are sorted by falling length where padding would double a row or burst the bound."""
+        """Split rows where their lengths do not fall, and where padding would double one or burst the bound."""
         if not self._token_reads:  # only their tables are padded
             return [list(singles)] if singles else []
         groups: list[list[int]] = []
@@ -94,7 +102,7 @@ class InputBuilder:
         for i in singles:
             blocks = self._blocks(rows[i].position + 1)
             full = groups and (len(groups[-1]) + 1) * longest * self._block_size > MAX_GROUP_TOKENS
-            if not groups or full or 2 * blocks < longest:
+            if not groups or full or not blocks <= longest <= 2 * blocks:
                 groups.append([])
                 longest = blocks
             groups[-1].append(i)

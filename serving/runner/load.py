@@ -6,22 +6,25 @@ Knows no engine; the one place where a device's memory is shared out.
 import contextlib
 import logging
 import time
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from serving.errors import ConfigurationError, ModelError
 from serving.grammar.compiler import GrammarCompiler
-from serving.layers.attention.kv_cache import KVCache, KVShape, block_bytes
+from serving.layers.attention.kv_cache import KVCache, block_bytes
 from serving.layers.attention.select import fastest
 from serving.layers.attention.select import select as select_attention
 from serving.layers.builder import Built, LayerBuilder
-from serving.models.select import CausalModel
+from serving.models.select import CausalModel, EncoderDecoder
 from serving.models.select import select as select_model
 from serving.parallel import OneRank, Ranks
 from serving.plan import ModelFacts, NewRow, Row, StepPlan
 from serving.protocol import SamplingParams, Watermark
+from serving.runner.encoder import EncoderStates, slot_bytes
 from serving.runner.footprint import DEFAULT_STEP_TOKENS
 from serving.runner.frames import RunnerOptions
 from serving.runner.inputs import MAX_GROUP_TOKENS, InputBuilder
@@ -40,7 +43,10 @@ log = logging.getLogger("serving.runner")
 BLOCK_SIZE = 16
 _DEFAULT_CPU_KV_BYTES = 4 << 30
 _NOT_WEIGHTS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias",
-                "lm_head.weight", "embed_out.weight")  # fmt: skip
+                "lm_head.weight", "embed_out.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight",
+                "EncDecAttention.relative_attention_bias.weight")  # fmt: skip
+# What these compute does not stay in the range of float16: they were trained in a wider type.
+_TOO_WIDE_FOR_FLOAT16 = ("mt5", "t5", "umt5")
 
 
 def load_runner(options: RunnerOptions, ranks: Ranks | None = None) -> ModelRunner:
@@ -98,6 +104,10 @@ def _dtype(asked: str | None, config: ModelConfig, device: torch.device) -> torc
             log.warning("a CPU does not compute in float16: computing in float32")
             return torch.float32
         return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+    if dtype == torch.float16 and config.model_type in _TOO_WIDE_FOR_FLOAT16:
+        wide = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+        log.warning("%s leaves the range of float16: computing in %s", config.model_type, wide)
+        return wide
     return dtype
 
 
@@ -159,27 +169,43 @@ def _size_and_warm(
     max_rows = options.max_rows
     # A step must at least hold every running sequence's next token.
     step_tokens = max(options.max_step_tokens or DEFAULT_STEP_TOKENS[device.type], max_rows)
-    # Whoever asks for more is refused with a reason later; a table of learned positions would fail here without one.
-    longest = min(options.max_total_tokens or config.max_position_embeddings, config.max_position_embeddings)
+    longest_input, longest = _reach(options, config)
     compiler = _grammar_compiler(options, config)
 
-    def runner(blocks: int) -> ModelRunner:
+    def encoder(slots: Sequence[int]) -> EncoderStates | None:
+        if not longest_input:
+            return None
+        return EncoderStates(
+            cast(EncoderDecoder, model), built, slots=slots, longest=longest_input,
+            at_once=max(step_tokens, longest_input), block_size=BLOCK_SIZE, dtype=dtype, device=device,
+        )  # fmt: skip
+
+    def runner(blocks: int, rows: int, texts: EncoderStates | None) -> ModelRunner:
         cache = KVCache(built.kv_shapes, blocks, BLOCK_SIZE, dtype, device)
         facts = ModelFacts(
-            vocab_size=config.vocab_size, max_position=config.max_position_embeddings, block_size=BLOCK_SIZE,
-            block_count=blocks, max_step_tokens=step_tokens, max_rows=max_rows, dtype=str(dtype).removeprefix("torch."),
-            device=_device_name(device), weight_bytes=built.weight_bytes * ranks.size,
-            kv_bytes=cache.nbytes * ranks.size, rank_count=ranks.size,
+            vocab_size=config.vocab_size, max_position=longest if longest_input else config.max_position_embeddings,
+            block_size=BLOCK_SIZE, block_count=blocks, max_step_tokens=step_tokens, max_rows=rows,
+            dtype=str(dtype).removeprefix("torch."), device=_device_name(device),
+            weight_bytes=built.weight_bytes * ranks.size,
+            kv_bytes=(cache.nbytes + (0 if texts is None else texts.nbytes)) * ranks.size, rank_count=ranks.size,
+            max_encoder_tokens=longest_input,
         )  # fmt: skip
         inputs = InputBuilder(cache, BLOCK_SIZE, built.reads, dtype, device, built.token_reads)
         sampler = Sampler(config.vocab_size, device, compiler) if ranks.rank == 0 else None
-        return ModelRunner(model, inputs, sampler, facts)
+        return ModelRunner(model, inputs, sampler, facts, texts)
+
+    def compute_worst_step() -> None:
+        worst = _worst_plan(step_tokens, max_rows, longest, config.vocab_size, longest_input)
+        texts = encoder([0] * max_rows)
+        for row in worst.started:
+            if texts is not None and not row.encoder_token_ids:
+                texts.reserve(row.sequence_id, longest_input)
+        runner(2, max_rows, texts).execute(worst)
 
     meter = PeakMeter(device)
     meter.start()
-    worst = _worst_plan(step_tokens, max_rows, longest, config.vocab_size)
     try:
-        runner(2).execute(worst)
+        compute_worst_step()
     except (RuntimeError, MemoryError) as error:
         if "memory" in str(error).lower():
             raise ConfigurationError(
@@ -189,10 +215,30 @@ def _size_and_warm(
         reason = listed(_shapes_at_odds(Path(options.model_dir))) or f"the first forward fails: {error}"
         raise ModelError(f"the weights do not fit config.json: {reason}") from error
     activations = meter.peak_bytes()
-    blocks = ranks.smallest(_block_count(options, built.kv_shapes, dtype, device, activations, longest))
-    warm = runner(blocks)
-    warm.execute(_worst_plan(2, 1, min(longest, BLOCK_SIZE), config.vocab_size))
+    budget = _kv_budget(options, device, activations)
+    a_slot = slot_bytes(built.cross_shapes, longest_input, BLOCK_SIZE, dtype)
+    a_block = block_bytes(built.kv_shapes, BLOCK_SIZE, dtype)
+    rows = ranks.smallest(_row_count(max_rows, budget, a_slot, a_block, longest))
+    if rows < max_rows:
+        log.info("room for %d requests at once, each with an input of up to %d tokens", rows, longest_input)
+    blocks = ranks.smallest(_block_count(options, budget - rows * a_slot, a_block, rows, longest))
+    warm = runner(blocks, rows, encoder(range(rows)))
+    warm.execute(_worst_plan(2, 1, min(longest, BLOCK_SIZE), config.vocab_size, min(longest_input, 2)))
+    warm.execute(StepPlan(rows=[], finished=[0]))
     return warm
+
+
+def _reach(options: RunnerOptions, config: ModelConfig) -> tuple[int, int]:
+    """The longest text that an encoder reads (0: there is none), and the longest sequence, that text counted in.
+
+    Unless the operator says more, either side of an encoder-decoder may be as long as it was in training.
+    """
+    made_for, total = config.max_position_embeddings, options.max_total_tokens
+    if config.decoder_start_token_id is None:
+        # Who asks for more is refused with a reason later; a table of learned positions would fail here without one.
+        return 0, min(total or made_for, made_for)
+    longest_input = options.max_input_tokens or (max(1, total - 1) if total else made_for)
+    return longest_input, total or longest_input + made_for
 
 
 def _grammar_compiler(options: RunnerOptions, config: ModelConfig) -> GrammarCompiler | None:
@@ -206,10 +252,10 @@ def _grammar_compiler(options: RunnerOptions, config: ModelConfig) -> GrammarCom
         return None
 
 
-def _worst_plan(step_tokens: int, max_rows: int, longest: int, vocab_size: int) -> StepPlan:
+def _worst_plan(step_tokens: int, max_rows: int, longest: int, vocab_size: int, longest_input: int) -> StepPlan:
     """The step that needs the most memory: all rows sampled with everything on, one of them a chunk at the end of
     the longest sequence, the others single tokens that fill one attention group. All share block 1: what is
-    measured is memory, not the answer.
+    measured is memory, not the answer. The first rows bring as many texts as an encoder computes at once.
     """
     context = max(1, min(longest, MAX_GROUP_TOKENS // max_rows))
     chunk = min(step_tokens - max_rows + 1, longest)
@@ -218,34 +264,50 @@ def _worst_plan(step_tokens: int, max_rows: int, longest: int, vocab_size: int) 
         do_sample=True, temperature=0.7, top_k=50, top_p=0.9, typical_p=0.9, min_p=0.01, repetition_penalty=1.1,
         relative_frequency_penalty=0.1, top_n_tokens=5, watermark=Watermark(gamma=1.0, delta=0.1),
     )  # fmt: skip
+    texts = max(1, min(max_rows, step_tokens // longest_input)) if longest_input else 0
     rows, started = [], []
     for i, (length, count) in enumerate(lengths):
         table = [1] * -(-length // BLOCK_SIZE)
         ids = [t % vocab_size for t in range(count)]
         rows.append(Row(sequence_id=i, token_ids=ids, position=length - count, block_table=table, sample=True))
-        started.append(NewRow(sequence_id=i, token_ids=ids, prompt_length=count, sampling=everything))
+        text = [(t + i) % vocab_size for t in range(longest_input)] if i < texts else []
+        started.append(
+            NewRow(sequence_id=i, token_ids=ids, prompt_length=count, sampling=everything, encoder_token_ids=text)
+        )
     return StepPlan(rows=rows, started=started)
 
 
-def _block_count(
-    options: RunnerOptions, shapes: list[KVShape], dtype: torch.dtype, device: torch.device,
-    activations: int, longest: int,
-) -> int:  # fmt: skip
-    a_block = block_bytes(shapes, BLOCK_SIZE, dtype)
+def _kv_budget(options: RunnerOptions, device: torch.device, activations: int) -> int:
+    """Bytes for keys and values of every kind. Raises ConfigurationError where there is less than was said."""
     left = available_bytes(device, options.device_memory_fraction) - activations
-    if device.type == "cpu":
-        # What the ranks of one machine leave is shared out among their caches.
-        budget = (options.kv_cache_bytes or min(left // 2, _DEFAULT_CPU_KV_BYTES)) // options.rank_count
-        if budget * options.rank_count > left:
-            raise ConfigurationError(
-                f"--kv-cache-memory {options.kv_cache_bytes} does not fit: {left} bytes are left beside the weights "
-                "and a step"
-            )
-    else:
-        budget = left
+    if device.type != "cpu":
+        return left
+    # What the ranks of one machine leave is shared out among their caches.
+    budget = (options.kv_cache_bytes or min(left // 2, _DEFAULT_CPU_KV_BYTES)) // options.rank_count
+    if budget * options.rank_count > left:
+        raise ConfigurationError(
+            f"--kv-cache-memory {options.kv_cache_bytes} does not fit: {left} bytes are left beside the weights "
+            "and a step"
+        )
+    return budget
+
+
+def _row_count(max_rows: int, budget: int, a_slot: int, a_block: int, longest: int) -> int:
+    """Rows at once: with an encoder no more than have room for the longest text.
+
+    Beside it every row gets room for half of the longest sequence: the whole would let too few in, as answers are
+    mostly shorter; without any, those let in would put one another back.
+    """
+    if not a_slot:
+        return max_rows
+    an_answer = -(-longest // (2 * BLOCK_SIZE)) * a_block
+    return max(1, min(max_rows, (budget - a_block) // (a_slot + an_answer)))
+
+
+def _block_count(options: RunnerOptions, budget: int, a_block: int, rows: int, longest: int) -> int:
     a_sequence = -(-longest // BLOCK_SIZE)
     # All rows at full length: rows are mostly shorter, and what they leave is the prefix cache's.
-    blocks = min(budget // a_block, options.max_rows * a_sequence + 1)
+    blocks = min(budget // a_block, rows * a_sequence + 1)
     needed = (a_sequence if options.max_total_tokens else 1) + 1
     if blocks < needed:
         raise ConfigurationError(

@@ -12,6 +12,7 @@ from torch import Tensor
 from serving.errors import GenerationError
 from serving.models.select import CausalModel
 from serving.plan import Choice, ModelFacts, NewRow, Row, RowResult, StepPlan, StepResult
+from serving.runner.encoder import EncoderStates
 from serving.runner.inputs import InputBuilder, Inputs
 from serving.sampling.sampler import Sampler, raw_logprobs
 
@@ -24,10 +25,15 @@ class ModelRunner:
 
     Args:
         sampler: `None` on ranks that compute, but choose no tokens: their results are empty.
+        encoder: what an encoder-decoder's rows have read; `None` for a decoder alone.
     """
 
-    def __init__(self, model: CausalModel, inputs: InputBuilder, sampler: Sampler | None, facts: ModelFacts) -> None:
+    def __init__(
+        self, model: CausalModel, inputs: InputBuilder, sampler: Sampler | None, facts: ModelFacts,
+        encoder: EncoderStates | None = None,
+    ) -> None:  # fmt: skip
         self._model, self._inputs, self._sampler, self._facts = model, inputs, sampler, facts
+        self._encoder = encoder
         self._wants_prompt_logprobs: dict[int, NewRow] = {}
         self._results: deque[StepResult] = deque()
 
@@ -58,14 +64,21 @@ class ModelRunner:
             if self._sampler is not None:
                 self._sampler.finish(sequence_id)
             self._wants_prompt_logprobs.pop(sequence_id, None)
+            if self._encoder is not None:
+                self._encoder.finish(sequence_id)
         for row in plan.started:
             if self._sampler is not None:
                 self._sampler.start(row)
             if row.sampling.prompt_logprobs:
                 self._wants_prompt_logprobs[row.sequence_id] = row
+        if self._encoder is not None:
+            self._encoder.start(plan.started)
         if not plan.rows:
             return StepResult(rows=[])
-        inputs = self._inputs.build(plan.rows)
+        if self._encoder is None:
+            inputs = self._inputs.build(plan.rows)
+        else:
+            inputs = self._encoder.build(self._inputs, plan.rows)
         hidden = self._model(inputs.batch)
         sampled = [i for i, row in enumerate(plan.rows) if row.sample]
         outcomes = dict(zip(sampled, self._choose(plan.rows, inputs, hidden, sampled), strict=True))

@@ -98,18 +98,32 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True, "query_pre_attn_scalar": 256,
         "rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window_pattern": 6,
     },
+    # Their positions are relative and have no end; `n_positions` is how long a text of either side was in training,
+    # for mT5 by its paper (Xue et al. 2021, arXiv:2010.11934), whose config.json does not say it.
+    "t5": {
+        "n_positions": 512, "is_encoder_decoder": True, "decoder_start_token_id": 0, "tie_word_embeddings": True,
+        "feed_forward_proj": "relu", "relative_attention_max_distance": 128,
+    },
+    "mt5": {
+        "n_positions": 1024, "is_encoder_decoder": True, "decoder_start_token_id": 0, "tie_word_embeddings": True,
+        "feed_forward_proj": "gated-gelu", "relative_attention_max_distance": 128,
+    },
+    "umt5": {
+        "n_positions": 1024, "is_encoder_decoder": True, "decoder_start_token_id": 0, "tie_word_embeddings": True,
+        "feed_forward_proj": "gated-gelu", "relative_attention_max_distance": 128,
+    },
 }  # fmt: skip
 # What a few families call a thing by another name; a point leads into a part of config.json.
 _NAMES: Mapping[str, tuple[str, ...]] = {
     "hidden_size": ("n_embd", "n_embed", "d_model"),
-    "intermediate_size": ("n_inner", "ffn_dim", "ffn_hidden_size", "ffn_config.ffn_hidden_size"),
-    "num_hidden_layers": ("n_layer", "n_layers"),
-    "num_attention_heads": ("n_head", "n_heads"),
+    "intermediate_size": ("n_inner", "ffn_dim", "ffn_hidden_size", "ffn_config.ffn_hidden_size", "d_ff"),
+    "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
+    "num_attention_heads": ("n_head", "n_heads", "num_heads"),
     "num_key_value_heads": ("num_kv_heads", "n_head_kv", "attn_config.kv_n_heads"),
     "max_position_embeddings": ("n_positions", "max_seq_len", "seq_length"),
     "norm_eps": ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"),
     "hidden_act": ("hidden_activation", "activation_function", "activation", "ffn_config.ffn_act_fn.name"),
-    "head_dim": ("qk_rope_head_dim",),
+    "head_dim": ("qk_rope_head_dim", "d_kv"),
     "num_experts": ("num_local_experts", "n_routed_experts", "ffn_config.moe_num_experts"),
     "num_experts_per_tok": ("ffn_config.moe_top_k",),
     "rope_theta": ("rotary_emb_base", "attn_config.rope_theta"),
@@ -119,7 +133,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """A decoder's configuration under Hugging Face's names.
+    """A model's configuration under Hugging Face's names; of an encoder-decoder it tells what both have in common.
 
     Attributes:
         head_dim: size of one attention head; `hidden_size / num_attention_heads` unless said.
@@ -130,8 +144,9 @@ class ModelConfig:
         local_rope: the same for layers with a window; equal to `rope` where the family makes no difference.
         rotary_dim: how much of a head is turned by its position.
         dtype: the checkpoint's own type name, such as "bfloat16"; `None` where it does not say.
-        eos_token_ids: the union of what `config.json` and `generation_config.json` say, which the latter is read for
-            alone: its sampling parameters are no defaults here, as in TGI.
+        decoder_start_token_id: what every answer of an encoder-decoder begins with, unseen; `None` for a decoder alone.
+        eos_token_ids: the union of what `config.json` and `generation_config.json` say. For such ids alone the latter
+            is read: its sampling parameters are no defaults here, as in TGI.
         said: all of `config.json`, for what one family alone has.
     """
 
@@ -155,6 +170,7 @@ class ModelConfig:
     local_rope: Mapping[str, Any] = field(hash=False)
     rotary_dim: int
     dtype: str | None
+    decoder_start_token_id: int | None
     eos_token_ids: frozenset[int]
     said: Mapping[str, Any] = field(hash=False, repr=False)
 
@@ -178,9 +194,9 @@ class ModelConfig:
             raise ModelError(f"config.json: {key} must be a number, not {value!r}")
         return value
 
-    def count(self, key: str) -> int:
+    def count(self, key: str, default: int | None = None) -> int:
         """A positive integer that one family alone has. Raises ModelError where it is not one."""
-        return _count(self.said, key)
+        return _count(self.said, key, default)
 
     def optional_number(self, key: str) -> float | None:
         """The same, for one that may be missing."""
@@ -203,10 +219,12 @@ class ModelConfig:
             raise ModelError(f"{directory.name}/config.json has no model_type")
         known = {**_under_one_name(_DEFAULTS.get(model_type, {})), **_under_one_name(said)}
         eos_token_ids = _eos_ids(said, "config.json") | _eos_ids(generation, generation_file.name)
-        return cls._of(known, model_type, eos_token_ids)
+        return cls._of(known, model_type, _decoder_start(known, generation), eos_token_ids)
 
     @classmethod
-    def _of(cls, said: Mapping[str, Any], model_type: str, eos_token_ids: frozenset[int]) -> Self:
+    def _of(
+        cls, said: Mapping[str, Any], model_type: str, decoder_start: int | None, eos_token_ids: frozenset[int]
+    ) -> Self:
         heads, hidden = _count(said, "num_attention_heads"), _count(said, "hidden_size")
         head_dim, rope = _count(said, "head_dim", hidden // heads), _rope(said, "full_attention")
         vocab_size = _count(said, "vocab_size")
@@ -231,6 +249,7 @@ class ModelConfig:
             local_rope=_rope(said, "sliding_attention"),
             rotary_dim=_rotary_dim(said, rope, head_dim),
             dtype=_dtype(said),
+            decoder_start_token_id=decoder_start,
             # Of an id that the model has no row for nothing would ever come.
             eos_token_ids=frozenset(i for i in eos_token_ids if i < vocab_size),
             said=said,
@@ -329,6 +348,17 @@ def _kv_heads(said: Mapping[str, Any], heads: int) -> int:
 def _rotary_dim(said: Mapping[str, Any], rope: Mapping[str, Any], head_dim: int) -> int:
     share = min(1.0, _positive(rope, "partial_rotary_factor", 1.0))
     return _count(said, "rotary_dim", int(head_dim * share))
+
+
+def _decoder_start(said: Mapping[str, Any], generation: Mapping[str, Any]) -> int | None:
+    if not said.get("is_encoder_decoder", False):
+        return None
+    for key in ("decoder_start_token_id", "bos_token_id"):
+        for where in (generation, said):
+            token_id = where.get(key)
+            if isinstance(token_id, int) and 0 <= token_id < _count(said, "vocab_size"):
+                return token_id
+    raise ModelError("config.json: an encoder-decoder needs a decoder_start_token_id")
 
 
 def _window(said: Mapping[str, Any], model_type: str) -> int | None:

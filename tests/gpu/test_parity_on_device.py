@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models.cases import CASES, randomized
+from models.cases import CASES, ENCODER_DECODERS, randomized
 from models.hand_fed import BLOCK, Ours, row, worst_difference
 
 from serving.plan import NewRow, Row, StepPlan
@@ -35,6 +35,28 @@ def test_chunks_and_decode_equal_transformers(case, dtype, tolerance, tmp_path):
             parts.append(logits)
     for parts, target in zip(got, want, strict=True):
         assert worst_difference(torch.cat(parts), target) < tolerance
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-3), (torch.bfloat16, 5e-2)])
+@pytest.mark.parametrize("case", ENCODER_DECODERS)
+def test_answers_to_texts_of_many_lengths_equal_transformers(case, dtype, tolerance, tmp_path):
+    theirs = randomized(ENCODER_DECODERS[case])
+    theirs.save_pretrained(tmp_path)
+    ours, theirs = Ours(tmp_path, dtype, DEVICE), theirs.to(DEVICE, dtype)
+    texts = [[(7 * i + 5 * j) % 131 for j in range(1 + 9 * i)] for i in range(6)]
+    answer = [(11 * i) % 131 for i in range(24)]
+    ours.read(dict(enumerate(texts)))
+    got = [[] for _ in texts]
+    for start, end in ((0, 3 * BLOCK + 1), (3 * BLOCK + 1, 22), (22, 23), (23, 24)):
+        rows = [row(i, answer, start, end, list(range(1 + 6 * i, 7 + 6 * i))) for i in range(6)]
+        for parts, logits in zip(got, ours.logits(rows), strict=True):
+            parts.append(logits)
+    for parts, text in zip(got, texts, strict=True):
+        with torch.inference_mode():
+            want = theirs(
+                input_ids=torch.tensor([text], device=DEVICE), decoder_input_ids=torch.tensor([answer], device=DEVICE)
+            ).logits[0]  # fmt: skip
+        assert worst_difference(torch.cat(parts), want.float().cpu()) < tolerance
 
 
 def test_a_seeded_draw_on_the_device_equals_the_draw_on_the_cpu(tmp_path):

@@ -6,6 +6,7 @@ Everything that ranks share out is divisible by four, but for the vocabulary; tw
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     BloomConfig,
     CohereConfig,
     DbrxConfig,
@@ -24,6 +25,7 @@ from transformers import (
     MistralConfig,
     MixtralConfig,
     MptConfig,
+    MT5Config,
     Olmo2Config,
     OPTConfig,
     Phi3Config,
@@ -34,6 +36,8 @@ from transformers import (
     Qwen3Config,
     Qwen3MoeConfig,
     Starcoder2Config,
+    T5Config,
+    UMT5Config,
 )
 
 _TINY = {
@@ -205,13 +209,30 @@ CASES: dict[str, PretrainedConfig] = {
     "qwen3-tied": Qwen3Config(**_TINY, head_dim=16, tie_word_embeddings=True),
 }  # fmt: skip
 
+_TINY_T5 = {
+    "vocab_size": 131, "d_model": 64, "d_ff": 80, "d_kv": 16, "num_layers": 3, "num_decoder_layers": 2, "num_heads": 8,
+    "relative_attention_num_buckets": 12, "relative_attention_max_distance": 20, "decoder_start_token_id": 0,
+    "pad_token_id": 0, "eos_token_id": 1,
+}  # fmt: skip
+
+# Those that read one text and write another.
+ENCODER_DECODERS: dict[str, PretrainedConfig] = {
+    "t5": T5Config(**_TINY_T5),
+    "t5-gated-untied": T5Config(**_TINY_T5, feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    "mt5": MT5Config(**_TINY_T5),
+    "umt5": UMT5Config(**_TINY_T5),
+}  # fmt: skip
+
 
 def randomized(config):
     """A random transformers model whose norms and biases are random too: ones and zeros would hide a mix-up."""
     torch.manual_seed(0)
     # Written out, transformers adds Falcon's biases twice.
     implementation = "sdpa" if config.model_type == "falcon" else "eager"
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=implementation).eval()
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    model = auto.from_config(config, attn_implementation=implementation).eval()
+    if not getattr(config, "scale_decoder_outputs", True):  # T5 says so where head and embedding differ
+        model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.shared.weight))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:

@@ -7,7 +7,9 @@ from serving.layers.attention.select import fastest
 from serving.layers.attention.select import select as select_attention
 from serving.layers.builder import LayerBuilder
 from serving.models.select import select as select_model
-from serving.plan import Row
+from serving.plan import NewRow, Row
+from serving.protocol import SamplingParams
+from serving.runner.encoder import EncoderStates
 from serving.runner.inputs import InputBuilder
 from serving.weights.checkpoint import SafetensorsCheckpoint
 from serving.weights.model_config import ModelConfig
@@ -28,11 +30,25 @@ class Ours:
         cache = KVCache(build.built.kv_shapes, 128, BLOCK, dtype, device)
         self.built = build.built
         self.inputs = InputBuilder(cache, BLOCK, build.built.reads, dtype, device, build.built.token_reads)
+        self.texts = None
+        if build.built.cross_shapes:
+            self.texts = EncoderStates(
+                self.model, build.built, slots=range(8), longest=50, at_once=64, block_size=BLOCK, dtype=dtype,
+                device=device,
+            )  # fmt: skip
+
+    @torch.inference_mode()
+    def read(self, texts):
+        """Begin rows of an encoder-decoder: the texts to read, by row."""
+        self.texts.start(
+            NewRow(sequence_id=i, token_ids=[0], prompt_length=1, sampling=SamplingParams(), encoder_token_ids=ids)
+            for i, ids in texts.items()
+        )
 
     @torch.inference_mode()
     def logits(self, rows):
         """Every computed token's logits, row by row."""
-        inputs = self.inputs.build(rows)
+        inputs = self.texts.build(self.inputs, rows) if self.texts else self.inputs.build(rows)
         logits = self.model.logits(self.model(inputs.batch)).cpu()
         return [logits[start : start + len(row.token_ids)] for start, row in zip(inputs.starts, rows, strict=True)]
 

@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from models.cases import CASES, randomized
+from models.cases import CASES, ENCODER_DECODERS, randomized
 from models.hand_fed import BLOCK, CPU, Ours, row, worst_difference
 from safetensors.torch import save_file
 from transformers import DeepseekV2Config, Gemma3TextConfig, MptConfig
@@ -211,4 +211,4 @@ def test_layers_may_be_mixtures_at_intervals(tmp_path):
 
 
 def test_every_architecture_has_a_case():
-    assert {config.model_type for config in CASES.values()} == set(ARCHITECTURES)
+    assert {config.model_type for config in (CASES | ENCODER_DECODERS).values()} == set(ARCHITECTURES)

@@ -44,6 +44,18 @@ def test_unsaid_limits_are_what_cache_tokenizer_and_model_allow(measured, model_
     assert (limits.max_total_tokens, limits.max_input_tokens) == (longest, longest - 1)
 
 
+@pytest.mark.parametrize(
+    ("said", "total", "longest_input"),
+    [({}, 1024, 512), ({"max_total_tokens": 900}, 900, 512), ({"max_total_tokens": 400}, 400, 399)],
+)
+def test_an_encoder_reads_what_it_was_measured_with_and_the_tokenizers_limit_is_not_for_both_texts(
+    said, total, longest_input
+):
+    measured = facts(max_position=1024, max_encoder_tokens=512)
+    limits = derive_limits(Settings(**said), measured, 512)
+    assert (limits.max_total_tokens, limits.max_input_tokens) == (total, longest_input)
+
+
 def test_what_was_said_holds():
     limits = derive_limits(Settings(max_total_tokens=100, max_input_tokens=50, max_best_of=3), facts(), None)
     assert (limits.max_total_tokens, limits.max_input_tokens, limits.max_best_of) == (100, 50, 3)

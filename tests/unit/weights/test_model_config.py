@@ -126,6 +126,34 @@ def test_qwen_windows_are_off_unless_switched_on(tmp_path):
     assert (on.window(0), on.window(1)) == (None, 5)
 
 
+def test_t5_has_names_of_its_own(tmp_path):
+    said = {"model_type": "t5", "vocab_size": 10, "d_model": 8, "d_kv": 3, "d_ff": 20, "num_layers": 2, "num_heads": 4}
+    config = load(tmp_path, {**said, "layer_norm_epsilon": 1e-5})
+    assert (config.hidden_size, config.intermediate_size, config.num_hidden_layers) == (8, 20, 2)
+    assert (config.num_attention_heads, config.head_dim, config.norm_eps) == (4, 3, 1e-5)
+    assert config.max_position_embeddings == 512
+
+
+@pytest.mark.parametrize(
+    ("said", "generation", "begins"),
+    [
+        ({"is_encoder_decoder": True, "decoder_start_token_id": 3}, {}, 3),
+        ({"is_encoder_decoder": True, "decoder_start_token_id": 3}, {"decoder_start_token_id": 4}, 4),
+        ({"is_encoder_decoder": True, "bos_token_id": 5}, {}, 5),
+        ({"is_encoder_decoder": True, "decoder_start_token_id": 3, "bos_token_id": 5}, {"bos_token_id": 6}, 3),
+        ({"decoder_start_token_id": 3}, {}, None),
+        ({"model_type": "t5"}, {}, 0),
+    ],
+)
+def test_an_encoder_decoder_says_what_answers_begin_with(tmp_path, said, generation, begins):
+    assert load(tmp_path, {**LLAMA, **said}, generation).decoder_start_token_id == begins
+
+
+def test_an_encoder_decoder_that_does_not_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="decoder_start_token_id"):
+        load(tmp_path, {**LLAMA, "is_encoder_decoder": True, "decoder_start_token_id": 10})
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
