@@ -176,7 +176,9 @@ class Settings:
     load_format: str = setting("auto", "Where weights come from; dummy: random ones.", choices=("auto", "dummy"))
     device: str = setting("auto", "What computes.", choices=("auto", "cpu", "cuda"))
     trust_remote_code: bool = setting(
-        False, "Run code that comes with a model.", sagemaker="HF_MODEL_TRUST_REMOTE_CODE", effect=False
+        False,
+        "Run code that comes with a model, where it has no architecture here.",
+        sagemaker="HF_MODEL_TRUST_REMOTE_CODE",
     )
     sharded: bool | None = setting(None, "Whether several devices have to share the model out.")
     num_shard: int | None = setting(

@@ -163,6 +163,7 @@ def runner_options(files: ModelFiles, settings: Settings, eos_token_ids: Iterabl
         dtype=settings.dtype,
         device=settings.device,
         load_format=settings.load_format,
+        trust_remote_code=settings.trust_remote_code,
         max_step_tokens=settings.max_batch_prefill_tokens,
         max_rows=settings.max_batch_size or settings.max_concurrent_requests,
         max_total_tokens=settings.max_total_tokens,

@@ -6,7 +6,7 @@ read once, and only this rank's part of it is copied, straight to where it stays
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,8 @@ from serving.layers.rotary import (
 )
 from serving.parallel import OneRank, Ranks
 from serving.weights.checkpoint import Checkpoint
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(slots=True)
@@ -377,6 +379,20 @@ class LayerBuilder:
         heads = whole.shape[1]
         weight = self._kept([whole[:, self._span(name, heads, heads, repeated=False)]])
         return RelativeBias(weight, reach, bidirectional=bidirectional)
+    def foreign(self, load: Callable[[Checkpoint, torch.dtype, torch.device], Module]) -> Module:
+        """A module that takes the whole checkpoint by itself: code that is not ours.
+
+        Args:
+            load: puts it together in the type and on the device given.
+
+        Raises ModelError, also where ranks would have to share it out.
+        """
+        if self._ranks.size > 1:
+            raise ModelError(f"--num-shard {self._ranks.size}: a model without an architecture here is not shared out")
+        module = load(self._checkpoint, self._dtype, self._device)
+        tensors = (*module.parameters(), *module.buffers())
+        self.built.weight_bytes += sum(tensor.nbytes for tensor in tensors)
+        return module
 
     def linear_bias(self, slopes: Sequence[float], make: Callable[[Tensor], PositionBias] = LinearBias) -> PositionBias:
         """Biases that fall with the distance by these slopes, one a head; or another kind that is made of slopes.

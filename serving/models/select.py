@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable
 from importlib import import_module
-from typing import Protocol, cast
+from pathlib import Path
+from typing import Any, Protocol, cast
 
 from torch import Tensor
 
@@ -43,6 +44,7 @@ ARCHITECTURES = {
     "t5": "serving.models.t5:T5",
     "umt5": "serving.models.t5:T5",
 }
+FALLBACK = "serving.models.transformers_fallback:TransformersFallback"
 
 
 class CausalModel(Protocol):
@@ -84,9 +86,30 @@ class Architecture(Protocol):
         ...
 
 
-def select(model_type: str) -> Architecture:
-    """The architecture of this name, imported now. Raises ModelError for one that is not served."""
-    if model_type not in ARCHITECTURES:
-        raise ModelError(f"unsupported model type {model_type!r}; served are {', '.join(sorted(ARCHITECTURES))}")
-    module, _, attribute = ARCHITECTURES[model_type].partition(":")
-    return cast(Architecture, getattr(import_module(module), attribute))
+def select(config: ModelConfig, directory: Path, *, trust_remote_code: bool = False) -> Architecture:
+    """The architecture for this configuration, imported now; where there is none, transformers' own on our attention.
+
+    Args:
+        directory: the checkpoint's; only the fallback looks there.
+        trust_remote_code: whether the fallback may run code that lies there.
+
+    Raises:
+        ModelError: the model cannot be served; the text says why.
+    """
+    if config.model_type in ARCHITECTURES:
+        return select_own(config)
+    return cast(Architecture, _imported(FALLBACK)(directory, trust_remote_code))
+
+
+def select_own(config: ModelConfig) -> Architecture:
+    """The same, without a fallback. Raises ModelError also for a model that would need it."""
+    if config.model_type not in ARCHITECTURES:
+        raise ModelError(f"no architecture of our own for model type {config.model_type!r}: transformers may serve it")
+    if config.incomplete:
+        raise ModelError(config.incomplete)
+    return cast(Architecture, _imported(ARCHITECTURES[config.model_type]))
+
+
+def _imported(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)

@@ -10,12 +10,21 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.core_model_loading import revert_weight_conversion
 
+from serving.errors import ModelError
 from serving.weights.checkpoint import DummyCheckpoint
 
 
 def random_checkpoint(directory: Path, device: torch.device, dtype: torch.dtype) -> DummyCheckpoint:
-    """A checkpoint for the config.json in `directory`; only shapes are taken, nothing is allocated before a read."""
-    return DummyCheckpoint(file_shapes(directory), device, dtype)
+    """A checkpoint for the config.json in `directory`; only shapes are taken, nothing is allocated before a read.
+
+    Raises:
+        ModelError: transformers does not know such a model, or not without code that comes with it.
+    """
+    try:
+        return DummyCheckpoint(file_shapes(directory), device, dtype)
+    except ValueError as error:
+        line = str(error).strip().splitlines()[0]
+        raise ModelError(f"--load-format dummy: transformers does not tell the shapes of this model: {line}") from error
 
 
 def file_shapes(directory: Path) -> Mapping[str, torch.Size]:

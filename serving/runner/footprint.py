@@ -12,7 +12,7 @@ from serving.layers.attention.kv_cache import block_bytes
 from serving.layers.attention.select import select as select_attention
 from serving.layers.builder import LayerBuilder
 from serving.layers.linear import packs
-from serving.models.select import select as select_model
+from serving.models.select import select_own
 from serving.runner.inputs import mask_bounds
 from serving.weights.checkpoint import Checkpoint
 from serving.weights.model_config import ModelConfig
@@ -77,7 +77,7 @@ def predict(
         checkpoint, dtype=dtype, device=torch.device("meta"), attention=select_attention("sdpa"),
         ranks=_FirstRank(rank_count),
     )  # fmt: skip
-    select_model(config.model_type)(config, build)
+    select_own(config)(config, build)
     built = build.built
     copied = built.tied_bytes if packs(device_type, dtype) else 0
     # Of an encoder-decoder as if every token were both read and written: at most what a row takes.

@@ -28,6 +28,7 @@ class RunnerOptions(Struct, frozen=True, kw_only=True):
         dtype: "float16", "bfloat16" or "float32".
         device: "auto", "cpu" or "cuda".
         load_format: "auto" reads the weights, "dummy" draws random ones on the device from config.json alone.
+        trust_remote_code: whether code that comes with a model may run.
         max_step_tokens: the token budget of a step.
         max_rows: the most sequences in a step.
         max_total_tokens: the longest sequence to make room for.
@@ -44,6 +45,7 @@ class RunnerOptions(Struct, frozen=True, kw_only=True):
     dtype: str | None = None
     device: str = "auto"
     load_format: str = "auto"
+    trust_remote_code: bool = False
     max_step_tokens: int | None = None
     max_rows: int = 128
     max_total_tokens: int | None = None

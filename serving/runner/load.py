@@ -30,6 +30,7 @@ from serving.runner.frames import RunnerOptions
 from serving.runner.inputs import MAX_GROUP_TOKENS, InputBuilder
 from serving.runner.memory import PeakMeter, available_bytes, give_back_freed_memory
 from serving.runner.model_runner import ModelRunner
+from serving.runner.self_check import HasOracle, check
 from serving.sampling.sampler import Sampler
 from serving.tokenizer import Tokenizer
 from serving.weights.adapters import MergedCheckpoint
@@ -65,6 +66,9 @@ def load_runner(options: RunnerOptions, ranks: Ranks | None = None) -> ModelRunn
     dtype = _dtype(options.dtype, config, device)
     model, built = _build(options, config, device, dtype, ranks)
     give_back_freed_memory()
+    if isinstance(model, HasOracle):
+        longest = options.max_total_tokens or config.max_position_embeddings
+        check(model, built, vocab_size=config.vocab_size, longest=longest, dtype=dtype, device=device)
     loaded = time.monotonic()
     runner = _size_and_warm(options, config, model, built, device, dtype, ranks)
     facts = runner.facts
@@ -114,7 +118,7 @@ def _dtype(asked: str | None, config: ModelConfig, device: torch.device) -> torc
 def _build(
     options: RunnerOptions, config: ModelConfig, device: torch.device, dtype: torch.dtype, ranks: Ranks
 ) -> tuple[CausalModel, Built]:
-    architecture = select_model(config.model_type)
+    architecture = select_model(config, Path(options.model_dir), trust_remote_code=options.trust_remote_code)
     attention = select_attention(fastest(device, dtype))
 
     def builder(checkpoint: Checkpoint, where: torch.device = device) -> LayerBuilder:

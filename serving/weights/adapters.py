@@ -51,6 +51,10 @@ class MergedCheckpoint:
         """See `Checkpoint.has`."""
         return self._base.has(name)
 
+    def names(self) -> list[str]:
+        """See `Checkpoint.names`."""
+        return self._base.names()
+
     def read(self, name: str) -> Tensor:
         """See `Checkpoint.read`."""
         weight = self._base.read(name)

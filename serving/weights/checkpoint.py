@@ -45,6 +45,10 @@ class Checkpoint(Protocol):
         """Whether there is such a tensor."""
         ...
 
+    def names(self) -> list[str]:
+        """Of all tensors, sorted."""
+        ...
+
     def read(self, name: str) -> Tensor:
         """The tensor in the checkpoint's type: a view of the file, which is read where it is used.
 
@@ -88,6 +92,10 @@ class SafetensorsCheckpoint:
     def has(self, name: str) -> bool:
         """Whether there is such a tensor."""
         return name in self._file_of or name in self._same_as
+
+    def names(self) -> list[str]:
+        """Of all tensors, sorted."""
+        return sorted({*self._file_of, *self._same_as})
 
     def read(self, name: str) -> Tensor:
         """A view of one tensor. Raises ModelError where it is missing or its bytes cannot be read."""
@@ -140,6 +148,10 @@ class Survey:
         """Whether there is such a tensor."""
         return self._checkpoint.has(name)
 
+    def names(self) -> list[str]:
+        """Of all tensors that are there, sorted."""
+        return self._checkpoint.names()
+
     def read(self, name: str) -> Tensor:
         """A tensor without numbers. Raises ModelError where nobody knows its shape."""
         if not self.has(name):
@@ -163,6 +175,10 @@ class DummyCheckpoint:
     def has(self, name: str) -> bool:
         """Whether there is such a tensor."""
         return name in self._shapes
+
+    def names(self) -> list[str]:
+        """Of all tensors, sorted."""
+        return sorted(self._shapes)
 
     def read(self, name: str) -> Tensor:
         """A random tensor, already on the device."""

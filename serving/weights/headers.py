@@ -29,6 +29,10 @@ class HeaderCheckpoint:
         """See `Checkpoint`."""
         return name in self._shapes
 
+    def names(self) -> list[str]:
+        """See `Checkpoint`."""
+        return sorted(self._shapes)
+
     def read(self, name: str) -> Tensor:
         """See `Checkpoint`. The tensor is on the device without memory. Raises ModelError."""
         if name not in self._shapes:

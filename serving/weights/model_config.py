@@ -148,6 +148,9 @@ class ModelConfig:
         eos_token_ids: the union of what `config.json` and `generation_config.json` say. For such ids alone the latter
             is read: its sampling parameters are no defaults here, as in TGI.
         said: all of `config.json`, for what one family alone has.
+
+        incomplete: why only the vocabulary, the positions, the types and the last ids could be read; `None` where
+            everything was. A family without an architecture here may call its sizes as it likes: transformers asks it.
     """
 
     model_type: str
@@ -173,6 +176,7 @@ class ModelConfig:
     decoder_start_token_id: int | None
     eos_token_ids: frozenset[int]
     said: Mapping[str, Any] = field(hash=False, repr=False)
+    incomplete: str | None = None
 
     def window(self, layer: int) -> int | None:
         """The attention window of one layer."""
@@ -219,7 +223,12 @@ class ModelConfig:
             raise ModelError(f"{directory.name}/config.json has no model_type")
         known = {**_under_one_name(_DEFAULTS.get(model_type, {})), **_under_one_name(said)}
         eos_token_ids = _eos_ids(said, "config.json") | _eos_ids(generation, generation_file.name)
-        return cls._of(known, model_type, _decoder_start(known, generation), eos_token_ids)
+        try:
+            return cls._of(known, model_type, _decoder_start(known, generation), eos_token_ids)
+        except ModelError as error:
+            if model_type in _DEFAULTS:
+                raise
+            return cls._of_another(known, model_type, eos_token_ids, str(error))
 
     @classmethod
     def _of(
@@ -254,6 +263,26 @@ class ModelConfig:
             eos_token_ids=frozenset(i for i in eos_token_ids if i < vocab_size),
             said=said,
         )
+
+    @classmethod
+    def _of_another(
+        cls, said: Mapping[str, Any], model_type: str, eos_token_ids: frozenset[int], incomplete: str
+    ) -> Self:
+        if "text_config" in said:
+            raise ModelError(f"model type {model_type!r} is not served: it takes more than text")
+        vocab_size = _count(said, "vocab_size")
+        return cls(
+            model_type=model_type,
+            vocab_size=vocab_size,
+            max_position_embeddings=_count(said, "max_position_embeddings", 2048),
+            dtype=_dtype(said),
+            eos_token_ids=frozenset(i for i in eos_token_ids if i < vocab_size),
+            said=said,
+            incomplete=incomplete,
+            hidden_size=0, intermediate_size=0, num_hidden_layers=0, num_attention_heads=0, num_key_value_heads=0,
+            head_dim=0, norm_eps=0.0, hidden_act="", tie_word_embeddings=False, attention_bias=False, mlp_bias=False,
+            sliding_window=None, layer_types=(), rope={}, local_rope={}, rotary_dim=0,
+        )  # fmt: skip
 
 
 def _read_json(path: Path, hint: str = "") -> dict[str, Any]:

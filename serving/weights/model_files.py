@@ -21,6 +21,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _DESCRIPTIONS = (
     CONFIG, INDEX, "*_config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json",
     "vocab.txt", "merges.txt", "*.tiktoken", "spiece.model", "sentencepiece*.model", "chat_template*",
+    "*.py",  # code that comes with a model, which is run by whoever trusts it and by nobody else
 )  # fmt: skip
 _NAMED_TEMPLATES = "additional_chat_templates/*.jinja"
 _UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from models.cases import CASES, ENCODER_DECODERS, randomized
+from models.cases import CASES, ENCODER_DECODERS, EVERY_CASE, randomized
 from models.hand_fed import BLOCK, Ours, row, worst_difference
 
 from serving.plan import NewRow, Row, StepPlan
@@ -19,9 +19,9 @@ DEVICE = torch.device("cuda")
 
 # Kernels on a device sum in another order, and may multiply in TF32; a wrong mask or position is off by far more.
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-3), (torch.bfloat16, 5e-2)])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", EVERY_CASE)
 def test_chunks_and_decode_equal_transformers(case, dtype, tolerance, tmp_path):
-    theirs = randomized(CASES[case])
+    theirs = randomized(EVERY_CASE[case])
     theirs.save_pretrained(tmp_path)
     ours, theirs = Ours(tmp_path, dtype, DEVICE), theirs.to(DEVICE, dtype)
     sequences = [[(7 * i + 5 * j) % 131 for j in range(24)] for i in range(6)]

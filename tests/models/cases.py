@@ -12,6 +12,7 @@ from transformers import (
     DbrxConfig,
     DeepseekV2Config,
     DeepseekV3Config,
+    Exaone4Config,
     FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
@@ -21,13 +22,18 @@ from transformers import (
     GPTJConfig,
     GPTNeoXConfig,
     GraniteConfig,
+    HeliumConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
     MptConfig,
     MT5Config,
+    NemotronConfig,
     Olmo2Config,
+    OlmoConfig,
+    OlmoeConfig,
     OPTConfig,
+    PersimmonConfig,
     Phi3Config,
     PhiConfig,
     PretrainedConfig,
@@ -35,9 +41,13 @@ from transformers import (
     Qwen2MoeConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    SmolLM3Config,
+    StableLmConfig,
     Starcoder2Config,
     T5Config,
     UMT5Config,
+    VaultGemmaConfig,
+    YoutuConfig,
 )
 
 _TINY = {
@@ -222,6 +232,26 @@ ENCODER_DECODERS: dict[str, PretrainedConfig] = {
     "mt5": MT5Config(**_TINY_T5),
     "umt5": UMT5Config(**_TINY_T5),
 }  # fmt: skip
+# Without a file of ours: transformers' own class on our attention. Such models are not shared out over ranks.
+FALLBACK_CASES: dict[str, PretrainedConfig] = {
+    "exaone4-window": Exaone4Config(**_TINY, sliding_window=9, sliding_window_pattern=3),
+    "helium-scaled": HeliumConfig(**_TINY, head_dim=8),
+    "nemotron": NemotronConfig(**_TINY),
+    "olmoe": OlmoeConfig(**_TINY, num_experts=4, num_experts_per_tok=2),
+    "olmo-one-key": OlmoConfig(**{**_TINY, "num_key_value_heads": 1}),
+    "persimmon": PersimmonConfig(**_WITHOUT_GROUPS),
+    "smollm3": SmolLM3Config(**_TINY),
+    "stablelm": StableLmConfig(**_TINY, use_qkv_bias=True),
+    "vaultgemma-softcap": VaultGemmaConfig(
+        **_TINY, head_dim=16, sliding_window=9, query_pre_attn_scalar=24, attn_logit_softcapping=4.0,
+        final_logit_softcapping=6.0,
+    ),
+    "youtu-narrow-values": YoutuConfig(
+        **{**_TINY, "num_key_value_heads": 8, "pad_token_id": None}, kv_lora_rank=16, q_lora_rank=24,
+        qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=12,
+    ),
+}  # fmt: skip
+EVERY_CASE = {**CASES, **FALLBACK_CASES}
 
 
 def randomized(config):

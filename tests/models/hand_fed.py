@@ -26,7 +26,7 @@ class Ours:
         self.weights = weights or SafetensorsCheckpoint(directory)
         attention = select_attention(fastest(device, dtype))
         build = LayerBuilder(self.weights, dtype=dtype, device=device, attention=attention, ranks=ranks)
-        self.model = select_model(self.config.model_type)(self.config, build)
+        self.model = select_model(self.config, directory)(self.config, build)
         cache = KVCache(build.built.kv_shapes, 128, BLOCK, dtype, device)
         self.built = build.built
         self.inputs = InputBuilder(cache, BLOCK, build.built.reads, dtype, device, build.built.token_reads)

@@ -5,6 +5,8 @@ import json
 import pytest
 from models.cases import CASES
 
+from serving.errors import ModelError
+from serving.models.select import ARCHITECTURES, select
 from serving.weights.model_config import ModelConfig
 
 FAMILIES = {config.model_type: type(config) for config in CASES.values()}
@@ -90,3 +92,19 @@ def test_what_stands_in_a_part_of_the_file_is_found(tmp_path):
     assert (ours.hidden_size, ours.num_key_value_heads, ours.max_position_embeddings) == (64, 2, 77)
     assert (ours.intermediate_size, ours.hidden_act, ours.rope["rope_theta"]) == (24, "gelu", 500000)
     assert (ours.count("num_experts"), ours.count("num_experts_per_tok")) == (5, 3)
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_an_architecture_without_sizes_is_refused_and_not_taken_for_an_unknown_family(model_type, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "vocab_size": 100}))
+    with pytest.raises(ModelError, match=r"config\.json: \w+ must be"):
+        select(ModelConfig.load(tmp_path), tmp_path)
+
+
+def test_a_new_architecture_needs_no_row_of_defaults(tmp_path, monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, "new", ARCHITECTURES["llama"])
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "new", **SIZES}))
+    assert select(ModelConfig.load(tmp_path), tmp_path).__name__ == "llama"
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "new", **SIZES, "hidden_size": "big"}))
+    with pytest.raises(ModelError, match=r"config\.json: hidden_size must be"):
+        select(ModelConfig.load(tmp_path), tmp_path)

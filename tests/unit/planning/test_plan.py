@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from models.cases import CASES, randomized
+from models.cases import CASES, FALLBACK_CASES, randomized
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3MoeConfig
 
 from serving.planning.command import main
@@ -133,3 +133,9 @@ def test_a_table_for_people(small, capsys):
     assert "asked for: 8 x 128 tokens" in printed
     assert "ml.g5.xlarge" in printed
     assert "on demand" in printed
+
+
+def test_a_model_without_an_architecture_here_is_refused_in_one_line(tmp_path, capsys):
+    randomized(FALLBACK_CASES["smollm3"]).save_pretrained(tmp_path)
+    assert main([str(tmp_path)]) == 2
+    assert "no architecture of our own for model type 'smollm3'" in capsys.readouterr().err

@@ -202,3 +202,15 @@ def test_missing_and_broken_files_are_named(tmp_path):
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ModelError, match="JSON object"):
         ModelConfig.load(tmp_path)
+
+
+def test_of_an_unknown_family_only_what_nobody_names_otherwise_is_read(tmp_path):
+    said = {"model_type": "nobody", "vocab_size": 10, "n_positions": 99, "num_attention_heads": [1, 2], "rope": "?"}
+    config = load(tmp_path, {**said, "torch_dtype": "float16", "eos_token_id": 3})
+    assert (config.vocab_size, config.max_position_embeddings, config.dtype) == (10, 99, "float16")
+    assert config.eos_token_ids == {3}
+    assert "hidden_size" in config.incomplete or "num_attention_heads" in config.incomplete
+    with pytest.raises(ModelError, match="vocab_size"):
+        load(tmp_path, {"model_type": "nobody", "vocab_size": "many"})
+    with pytest.raises(ModelError, match="more than text"):
+        load(tmp_path, {"model_type": "nobody", "text_config": {"vocab_size": 10}})

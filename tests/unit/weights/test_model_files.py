@@ -5,7 +5,7 @@ import json
 import pytest
 
 from serving.errors import ModelError
-from serving.weights.model_files import ModelFiles, is_adapter, missing_names, weight_names
+from serving.weights.model_files import ModelFiles, collect, is_adapter, missing_names, weight_names
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,18 @@ def test_an_adapters_own_tokenizer_wins(tmp_path):
     assert str(files.tokenizer_directory) == "base"
     (tmp_path / "tokenizer.json").touch()
     assert files.tokenizer_directory == tmp_path
+
+
+def test_code_that_comes_with_a_model_is_fetched_and_other_code_is_not(tmp_path):
+    fetched = []
+
+    class Shelf:
+        name = "it"
+        sizes = dict.fromkeys(("config.json", "model.safetensors", "modeling_own.py", "train/loop.py", "setup.sh"), 1)
+
+        def fetch(self, names):
+            fetched.extend(names)
+            return tmp_path
+
+    collect(Shelf())
+    assert set(fetched) == {"config.json", "model.safetensors", "modeling_own.py"}
