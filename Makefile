@@ -8,7 +8,7 @@ ARGS ?=
 READY := .venv/.ready
 RUN := .venv/bin/python
 
-.PHONY: help setup serve fmt check test test-soak test-server test-gpu bench bench-gpu docs \
+.PHONY: help setup serve fmt check test test-soak test-models test-server test-gpu bench bench-gpu docs \
         image-cpu image-cuda image-rocm test-image
 
 help: ## This list
@@ -36,7 +36,7 @@ check: setup ## Lint, format, types, import contracts, generated pages
 	@$(RUN) -m scripts.write_docs --check
 
 # Torch's threads must not spin while they wait: tests and the servers they start share the cores.
-test test-soak test-server test-gpu: export OMP_WAIT_POLICY ?= passive
+test test-soak test-models test-server test-gpu: export OMP_WAIT_POLICY ?= passive
 # So must those of a server on somebody's desk: beside a browser, spinning makes tokens stutter (docs/operating.md).
 serve: export OMP_WAIT_POLICY ?= passive
 
@@ -45,6 +45,9 @@ test: setup ## Every test that this machine can run (ARGS="-k name" narrows)
 
 test-soak: setup ## The long tests, at full scale
 	@WEIR_TEST_SCALE=10 $(RUN) -m pytest -m soak --timeout 7200 $(ARGS)
+
+test-models: setup ## Every architecture against transformers, at full scale (ARGS="-k gemma2")
+	@WEIR_TEST_SCALE=10 $(RUN) -m pytest -m models $(ARGS)
 
 test-server: setup ## Only the tests that start real servers
 	@$(RUN) -m pytest -m server $(ARGS)

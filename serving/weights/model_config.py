@@ -279,6 +279,7 @@ class ModelConfig:
             eos_token_ids=frozenset(i for i in eos_token_ids if i < vocab_size),
             said=said,
             incomplete=incomplete,
+            decoder_start_token_id=None,
             hidden_size=0, intermediate_size=0, num_hidden_layers=0, num_attention_heads=0, num_key_value_heads=0,
             head_dim=0, norm_eps=0.0, hidden_act="", tie_word_embeddings=False, attention_bias=False, mlp_bias=False,
             sliding_window=None, layer_types=(), rope={}, local_rope={}, rotary_dim=0,

@@ -20,6 +20,7 @@ def chunk_then_tokens(directory, ranks):
     return torch.cat([ours.logits([row(0, IDS, start, end, TABLE)])[0] for start, end in spans])
 
 
+@pytest.mark.models
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("case", CASES)
 def test_ranks_equal_transformers(case, size, tmp_path):
