@@ -9,6 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+from scripts.supported_models import supported_models_page
 from serving import settings
 from serving.api.openapi import document
 
@@ -90,7 +91,12 @@ def openapi_page() -> str:
     return json.dumps(document(), indent=2, ensure_ascii=False) + "\n"
 
 
-PAGES = {"settings.md": settings_page, "openapi.json": openapi_page}
+def models_page() -> str:
+    """Every architecture, as its table and its file have it."""
+    return supported_models_page(NOTICE, WIDTH)
+
+
+PAGES = {"settings.md": settings_page, "openapi.json": openapi_page, "supported_models.md": models_page}
 
 
 def main() -> int:

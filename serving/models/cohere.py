@@ -1,4 +1,7 @@
-"""Command R (Cohere 2024): attention and feed-forward side by side behind one norm, neighbours turned together."""
+"""Command R (Cohere 2024): attention and feed-forward side by side behind one norm, neighbours turned together.
+
+Checkpoints: Command R and R+, Aya 23, Aya Expanse.
+"""
 
 from torch import nn
 

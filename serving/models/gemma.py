@@ -1,4 +1,7 @@
-"""Gemma, the first (Gemma Team 2024, arXiv:2403.08295): scaled embeddings, norms around one, wide heads."""
+"""Gemma, the first (Gemma Team 2024, arXiv:2403.08295): scaled embeddings, norms around one, wide heads.
+
+Checkpoints: Gemma 2B and 7B, Gemma 1.1, CodeGemma.
+"""
 
 from torch import nn
 

@@ -1,4 +1,7 @@
-"""Gemma 2 (Gemma Team 2024, arXiv:2408.00118): norms on both sides, every other layer a window, capped scores."""
+"""Gemma 2 (Gemma Team 2024, arXiv:2408.00118): norms on both sides, every other layer a window, capped scores.
+
+Checkpoints: Gemma 2 2B, 9B and 27B.
+"""
 
 from torch import Tensor, nn
 

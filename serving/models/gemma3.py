@@ -1,4 +1,7 @@
-"""Gemma 3's language model (Gemma Team 2025, arXiv:2503.19786): windows with a rotation of their own, normed heads."""
+"""Gemma 3's language model (Gemma Team 2025, arXiv:2503.19786): windows with a rotation of their own, normed heads.
+
+Checkpoints: Gemma 3 270M and 1B, which are text alone.
+"""
 
 from torch import Tensor, nn
 

@@ -1,4 +1,7 @@
-"""GPT-2 (Radford et al. 2019): positions that were learned, layer norms, weights kept as [in, out]."""
+"""GPT-2 (Radford et al. 2019): positions that were learned, layer norms, weights kept as [in, out].
+
+Checkpoints: GPT-2, DistilGPT2, DialoGPT.
+"""
 
 from torch import nn
 

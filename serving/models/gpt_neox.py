@@ -1,4 +1,7 @@
-"""GPT-NeoX and Pythia (Black et al. 2022, arXiv:2204.06745): attention and feed-forward side by side."""
+"""GPT-NeoX and Pythia (Black et al. 2022, arXiv:2204.06745): attention and feed-forward side by side.
+
+Checkpoints: GPT-NeoX-20B, Pythia, Dolly 2, RedPajama-INCITE, OpenAssistant's Pythia.
+"""
 
 from torch import nn
 

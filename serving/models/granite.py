@@ -1,4 +1,7 @@
-"""Granite 3 (IBM 2024): Llama whose embeddings, scores, residuals and logits have multipliers of their own."""
+"""Granite 3 (IBM 2024): Llama whose embeddings, scores, residuals and logits have multipliers of their own.
+
+Checkpoints: Granite 3.0 to 3.3, the dense ones.
+"""
 
 from torch import Tensor, nn
 

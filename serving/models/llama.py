@@ -1,4 +1,8 @@
-"""Llama 1 to 3 (Touvron et al. 2023, arXiv:2302.13971)."""
+"""Llama 1 to 3 (Touvron et al. 2023, arXiv:2302.13971).
+
+Checkpoints: Llama 1, 2, 3, 3.1, 3.2 (text) and 3.3, Code Llama, Vicuna, TinyLlama, SmolLM and SmolLM2, Yi, DeepSeek
+LLM and Coder, DeepSeek-R1-Distill-Llama.
+"""
 
 from torch import nn
 

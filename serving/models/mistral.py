@@ -1,4 +1,7 @@
-"""Mistral (Jiang et al. 2023, arXiv:2310.06825)."""
+"""Mistral (Jiang et al. 2023, arXiv:2310.06825).
+
+Checkpoints: Mistral 7B, Mistral Nemo, Mistral Small (text), Codestral, Mathstral, Zephyr.
+"""
 
 from torch import nn
 

@@ -1,4 +1,7 @@
-"""Mixtral (Jiang et al. 2024, arXiv:2401.04088): Mistral whose feed-forwards are mixtures of experts."""
+"""Mixtral (Jiang et al. 2024, arXiv:2401.04088): Mistral whose feed-forwards are mixtures of experts.
+
+Checkpoints: Mixtral 8x7B and 8x22B.
+"""
 
 from torch import nn
 

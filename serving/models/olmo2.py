@@ -1,4 +1,7 @@
-"""OLMo 2 (OLMo Team 2024, arXiv:2501.00656): norms behind the layers, and over all queries and all keys at once."""
+"""OLMo 2 (OLMo Team 2024, arXiv:2501.00656): norms behind the layers, and over all queries and all keys at once.
+
+Checkpoints: OLMo 2 1B, 7B, 13B and 32B.
+"""
 
 from torch import Tensor, nn
 

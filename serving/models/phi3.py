@@ -1,4 +1,7 @@
-"""Phi-3 and Phi-4 (Abdin et al. 2024, arXiv:2404.14219): Llama from fused tensors, a part of every head turned."""
+"""Phi-3 and Phi-4 (Abdin et al. 2024, arXiv:2404.14219): Llama from fused tensors, a part of every head turned.
+
+Checkpoints: Phi-3 mini and medium, Phi-3.5 mini, Phi-4, Phi-4-mini.
+"""
 
 from torch import nn
 

@@ -1,4 +1,7 @@
-"""Qwen2 and Qwen2.5 (Yang et al. 2024, arXiv:2407.10671)."""
+"""Qwen2 and Qwen2.5 (Yang et al. 2024, arXiv:2407.10671).
+
+Checkpoints: Qwen1.5, Qwen2, Qwen2.5 and their Coder and Math, QwQ, DeepSeek-R1-Distill-Qwen.
+"""
 
 from torch import nn
 

@@ -1,4 +1,7 @@
-"""Qwen1.5's and Qwen2's mixtures of experts (Yang et al. 2024, arXiv:2407.10671): one expert is everybody's."""
+"""Qwen1.5's and Qwen2's mixtures of experts (Yang et al. 2024, arXiv:2407.10671): one expert is everybody's.
+
+Checkpoints: Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B.
+"""
 
 from torch import Tensor, nn
 

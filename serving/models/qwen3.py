@@ -1,4 +1,7 @@
-"""Qwen3 (Yang et al. 2025, arXiv:2505.09388)."""
+"""Qwen3 (Yang et al. 2025, arXiv:2505.09388).
+
+Checkpoints: Qwen3 0.6B to 32B, DeepSeek-R1-0528-Qwen3-8B.
+"""
 
 from torch import nn
 

@@ -1,4 +1,7 @@
-"""Qwen3's mixtures of experts (Yang et al. 2025, arXiv:2505.09388)."""
+"""Qwen3's mixtures of experts (Yang et al. 2025, arXiv:2505.09388).
+
+Checkpoints: Qwen3-30B-A3B and 235B-A22B, Qwen3-Coder.
+"""
 
 from torch import nn
 

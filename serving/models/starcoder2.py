@@ -1,4 +1,7 @@
-"""StarCoder 2 (Lozhkov et al. 2024, arXiv:2402.19173): rotary positions with layer norms and a plain feed-forward."""
+"""StarCoder 2 (Lozhkov et al. 2024, arXiv:2402.19173): rotary positions with layer norms and a plain feed-forward.
+
+Checkpoints: StarCoder2 3B, 7B and 15B.
+"""
 
 from torch import nn
 
