@@ -379,6 +379,7 @@ class LayerBuilder:
         heads = whole.shape[1]
         weight = self._kept([whole[:, self._span(name, heads, heads, repeated=False)]])
         return RelativeBias(weight, reach, bidirectional=bidirectional)
+
     def foreign(self, load: Callable[[Checkpoint, torch.dtype, torch.device], Module]) -> Module:
         """A module that takes the whole checkpoint by itself: code that is not ours.
 
