@@ -21,9 +21,10 @@ from scripts.bench.neighbours import Neighbours
 from scripts.bench.report import Spread
 from scripts.bench.steps import Decode, Prefill, StepMeter
 from serving.runner.frames import RunnerOptions
-from serving.runner.load import BLOCK_SIZE, load_runner
+from serving.runner.load import load_runner
 from serving.runner.memory import cpu_count, keep_freed_memory
 from serving.runner.model_runner import ModelRunner
+from serving.runner.sizing import BLOCK_SIZE
 from serving.weights.model_config import ModelConfig
 
 DESCRIPTION = """\

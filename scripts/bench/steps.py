@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from serving.plan import NewRow, Row, StepPlan, StepResult
 from serving.protocol import SamplingParams
-from serving.runner.load import BLOCK_SIZE
 from serving.runner.model_runner import ModelRunner
+from serving.runner.sizing import BLOCK_SIZE
 
 SHORTEST_TURN_S = 0.05
 

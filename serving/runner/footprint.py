@@ -4,13 +4,13 @@ Builds the very layers that will be served, on a device without memory: there is
 Knows no device and no operator.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from serving.layers.attention.kv_cache import block_bytes
 from serving.layers.attention.select import select as select_attention
-from serving.layers.builder import LayerBuilder
+from serving.layers.builder import Built, LayerBuilder
 from serving.layers.linear import packs
 from serving.models.select import select_own
 from serving.runner.inputs import mask_bounds
@@ -78,8 +78,20 @@ def predict(
         ranks=_FirstRank(rank_count),
     )  # fmt: skip
     select_own(config)(config, build)
-    built = build.built
-    copied = built.tied_bytes if packs(device_type, dtype) else 0
+    whole = footprint_of(
+        config, build.built, dtype=dtype, rank_count=rank_count, step_tokens=step_tokens, max_rows=max_rows,
+        longest=longest,
+    )  # fmt: skip
+    if not packs(device_type, dtype):
+        return whole
+    return replace(whole, weight_bytes=whole.weight_bytes + build.built.tied_bytes)
+
+
+def footprint_of(
+    config: ModelConfig, built: Built, *, dtype: torch.dtype, rank_count: int, step_tokens: int, max_rows: int,
+    longest: int,
+) -> Footprint:  # fmt: skip
+    """The same of layers that were built, wherever they are. Arguments as of `predict`."""
     # Of an encoder-decoder as if every token were both read and written: at most what a row takes.
     kv_bytes_per_token = block_bytes([*built.kv_shapes, *built.cross_shapes], 1, dtype)
     widest = max(2 * config.intermediate_size, sum(config.qkv_heads) * config.head_dim) // rank_count
@@ -91,7 +103,7 @@ def predict(
     made_of = torch.bool if heads == 1 else torch.float32
     mask = min(entries, heads * step_tokens * longest) * (dtype.itemsize + made_of.itemsize)
     return Footprint(
-        weight_bytes=built.weight_bytes + copied,
+        weight_bytes=built.weight_bytes,
         kv_bytes_per_token=kv_bytes_per_token,
         step_bytes=activations + logits + context + mask,
     )

@@ -1,6 +1,6 @@
 """From an operator's options to a warm runner: device, type, weights, memory.
 
-Knows no engine; the one place where a device's memory is shared out.
+Knows no engine.
 """
 
 import contextlib
@@ -22,15 +22,15 @@ from serving.layers.builder import Built, LayerBuilder
 from serving.models.select import CausalModel, EncoderDecoder
 from serving.models.select import select as select_model
 from serving.parallel import OneRank, Ranks
-from serving.plan import ModelFacts, NewRow, Row, StepPlan
-from serving.protocol import SamplingParams, Watermark
+from serving.plan import ModelFacts, StepPlan
 from serving.runner.encoder import EncoderStates, slot_bytes
-from serving.runner.footprint import DEFAULT_STEP_TOKENS
+from serving.runner.footprint import DEFAULT_STEP_TOKENS, footprint_of
 from serving.runner.frames import RunnerOptions
-from serving.runner.inputs import MAX_GROUP_TOKENS, InputBuilder
-from serving.runner.memory import PeakMeter, available_bytes, give_back_freed_memory
+from serving.runner.inputs import InputBuilder
+from serving.runner.memory import PeakMeter, give_back_freed_memory, used_bytes
 from serving.runner.model_runner import ModelRunner
 from serving.runner.self_check import HasOracle, check
+from serving.runner.sizing import BLOCK_SIZE, block_count, kv_budget, reach, row_count, worst_plan
 from serving.sampling.sampler import Sampler
 from serving.tokenizer import Tokenizer
 from serving.weights.adapters import MergedCheckpoint
@@ -41,8 +41,6 @@ from serving.weights.progress import Progress
 from serving.weights.weight_files import listed
 
 log = logging.getLogger("serving.runner")
-BLOCK_SIZE = 16
-_DEFAULT_CPU_KV_BYTES = 4 << 30
 _NOT_WEIGHTS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias",
                 "lm_head.weight", "embed_out.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight",
                 "EncDecAttention.relative_attention_bias.weight")  # fmt: skip
@@ -64,13 +62,15 @@ def load_runner(options: RunnerOptions, ranks: Ranks | None = None) -> ModelRunn
     ranks = ranks or OneRank()
     device = choose_device(options, ranks.rank)
     dtype = _dtype(options.dtype, config, device)
+    before = used_bytes(device)
     model, built = _build(options, config, device, dtype, ranks)
     give_back_freed_memory()
+    weight_bytes = used_bytes(device) - before
     if isinstance(model, HasOracle):
         longest = options.max_total_tokens or config.max_position_embeddings
         check(model, built, vocab_size=config.vocab_size, longest=longest, dtype=dtype, device=device)
     loaded = time.monotonic()
-    runner = _size_and_warm(options, config, model, built, device, dtype, ranks)
+    runner = _size_and_warm(options, config, model, built, device, dtype, ranks, weight_bytes)
     facts = runner.facts
     log.info(
         "%smodel loaded in %.1f s, warm after %.1f s: %s on %s, weights %.1f MB, KV cache %d x %d tokens, %.1f MB",
@@ -168,12 +168,12 @@ def _shapes_at_odds(directory: Path) -> list[str]:
 
 def _size_and_warm(
     options: RunnerOptions, config: ModelConfig, model: CausalModel, built: Built,
-    device: torch.device, dtype: torch.dtype, ranks: Ranks,
+    device: torch.device, dtype: torch.dtype, ranks: Ranks, weight_bytes: int,
 ) -> ModelRunner:  # fmt: skip
     max_rows = options.max_rows
     # A step must at least hold every running sequence's next token.
     step_tokens = max(options.max_step_tokens or DEFAULT_STEP_TOKENS[device.type], max_rows)
-    longest_input, longest = _reach(options, config)
+    longest_input, longest = reach(options, config)
     compiler = _grammar_compiler(options, config)
 
     def encoder(slots: Sequence[int]) -> EncoderStates | None:
@@ -199,7 +199,7 @@ def _size_and_warm(
         return ModelRunner(model, inputs, sampler, facts, texts)
 
     def compute_worst_step() -> None:
-        worst = _worst_plan(step_tokens, max_rows, longest, config.vocab_size, longest_input)
+        worst = worst_plan(step_tokens, max_rows, longest, config.vocab_size, longest_input)
         texts = encoder([0] * max_rows)
         for row in worst.started:
             if texts is not None and not row.encoder_token_ids:
@@ -219,30 +219,25 @@ def _size_and_warm(
         reason = listed(_shapes_at_odds(Path(options.model_dir))) or f"the first forward fails: {error}"
         raise ModelError(f"the weights do not fit config.json: {reason}") from error
     activations = meter.peak_bytes()
-    budget = _kv_budget(options, device, activations)
+    planned = footprint_of(
+        config, built, dtype=dtype, rank_count=ranks.size, step_tokens=step_tokens, max_rows=max_rows, longest=longest
+    )
+    log.info(
+        "planned and measured: weights %.1f and %.1f MB, a step %.1f and %.1f MB, %d bytes of cache a token",
+        planned.weight_bytes / 1e6, weight_bytes / 1e6, planned.step_bytes / 1e6, activations / 1e6,
+        planned.kv_bytes_per_token,
+    )  # fmt: skip
+    budget = kv_budget(options, device, activations)
     a_slot = slot_bytes(built.cross_shapes, longest_input, BLOCK_SIZE, dtype)
     a_block = block_bytes(built.kv_shapes, BLOCK_SIZE, dtype)
-    rows = ranks.smallest(_row_count(max_rows, budget, a_slot, a_block, longest))
+    rows = ranks.smallest(row_count(max_rows, budget, a_slot, a_block, longest))
     if rows < max_rows:
         log.info("room for %d requests at once, each with an input of up to %d tokens", rows, longest_input)
-    blocks = ranks.smallest(_block_count(options, budget - rows * a_slot, a_block, rows, longest))
+    blocks = ranks.smallest(block_count(options, budget - rows * a_slot, a_block, rows, longest))
     warm = runner(blocks, rows, encoder(range(rows)))
-    warm.execute(_worst_plan(2, 1, min(longest, BLOCK_SIZE), config.vocab_size, min(longest_input, 2)))
+    warm.execute(worst_plan(2, 1, min(longest, BLOCK_SIZE), config.vocab_size, min(longest_input, 2)))
     warm.execute(StepPlan(rows=[], finished=[0]))
     return warm
-
-
-def _reach(options: RunnerOptions, config: ModelConfig) -> tuple[int, int]:
-    """The longest text that an encoder reads (0: there is none), and the longest sequence, that text counted in.
-
-    Unless the operator says more, either side of an encoder-decoder may be as long as it was in training.
-    """
-    made_for, total = config.max_position_embeddings, options.max_total_tokens
-    if config.decoder_start_token_id is None:
-        # Who asks for more is refused with a reason later; a table of learned positions would fail here without one.
-        return 0, min(total or made_for, made_for)
-    longest_input = options.max_input_tokens or (max(1, total - 1) if total else made_for)
-    return longest_input, total or longest_input + made_for
 
 
 def _grammar_compiler(options: RunnerOptions, config: ModelConfig) -> GrammarCompiler | None:
@@ -254,71 +249,6 @@ def _grammar_compiler(options: RunnerOptions, config: ModelConfig) -> GrammarCom
     except ModelError as error:
         log.warning("no grammars: %s", error)
         return None
-
-
-def _worst_plan(step_tokens: int, max_rows: int, longest: int, vocab_size: int, longest_input: int) -> StepPlan:
-    """The step that needs the most memory: all rows sampled with everything on, one of them a chunk at the end of
-    the longest sequence, the others single tokens that fill one attention group. All share block 1: what is
-    measured is memory, not the answer. The first rows bring as many texts as an encoder computes at once.
-    """
-    context = max(1, min(longest, MAX_GROUP_TOKENS // max_rows))
-    chunk = min(step_tokens - max_rows + 1, longest)
-    lengths = [(context, 1)] * (max_rows - 1) + [(longest, chunk)]
-    everything = SamplingParams(
-        do_sample=True, temperature=0.7, top_k=50, top_p=0.9, typical_p=0.9, min_p=0.01, repetition_penalty=1.1,
-        relative_frequency_penalty=0.1, top_n_tokens=5, watermark=Watermark(gamma=1.0, delta=0.1),
-    )  # fmt: skip
-    texts = max(1, min(max_rows, step_tokens // longest_input)) if longest_input else 0
-    rows, started = [], []
-    for i, (length, count) in enumerate(lengths):
-        table = [1] * -(-length // BLOCK_SIZE)
-        ids = [t % vocab_size for t in range(count)]
-        rows.append(Row(sequence_id=i, token_ids=ids, position=length - count, block_table=table, sample=True))
-        text = [(t + i) % vocab_size for t in range(longest_input)] if i < texts else []
-        started.append(
-            NewRow(sequence_id=i, token_ids=ids, prompt_length=count, sampling=everything, encoder_token_ids=text)
-        )
-    return StepPlan(rows=rows, started=started)
-
-
-def _kv_budget(options: RunnerOptions, device: torch.device, activations: int) -> int:
-    """Bytes for keys and values of every kind. Raises ConfigurationError where there is less than was said."""
-    left = available_bytes(device, options.device_memory_fraction) - activations
-    if device.type != "cpu":
-        return left
-    # What the ranks of one machine leave is shared out among their caches.
-    budget = (options.kv_cache_bytes or min(left // 2, _DEFAULT_CPU_KV_BYTES)) // options.rank_count
-    if budget * options.rank_count > left:
-        raise ConfigurationError(
-            f"--kv-cache-memory {options.kv_cache_bytes} does not fit: {left} bytes are left beside the weights "
-            "and a step"
-        )
-    return budget
-
-
-def _row_count(max_rows: int, budget: int, a_slot: int, a_block: int, longest: int) -> int:
-    """Rows at once: with an encoder no more than have room for the longest text.
-
-    Beside it every row gets room for half of the longest sequence: the whole would let too few in, as answers are
-    mostly shorter; without any, those let in would put one another back.
-    """
-    if not a_slot:
-        return max_rows
-    an_answer = -(-longest // (2 * BLOCK_SIZE)) * a_block
-    return max(1, min(max_rows, (budget - a_block) // (a_slot + an_answer)))
-
-
-def _block_count(options: RunnerOptions, budget: int, a_block: int, rows: int, longest: int) -> int:
-    a_sequence = -(-longest // BLOCK_SIZE)
-    # All rows at full length: rows are mostly shorter, and what they leave is the prefix cache's.
-    blocks = min(budget // a_block, rows * a_sequence + 1)
-    needed = (a_sequence if options.max_total_tokens else 1) + 1
-    if blocks < needed:
-        raise ConfigurationError(
-            f"Not enough memory to handle `max_total_tokens={longest}`: the KV cache would hold "
-            f"{max(0, blocks - 1) * BLOCK_SIZE} tokens; decrease it, or give the cache more memory"
-        )
-    return blocks
 
 
 def _device_name(device: torch.device) -> str:

@@ -67,6 +67,11 @@ def anonymous_bytes() -> int:
     return _status_bytes("RssAnon")
 
 
+def used_bytes(device: torch.device) -> int:
+    """What this process holds of a device's memory now."""
+    return anonymous_bytes() if device.type == "cpu" else torch.cuda.memory_allocated(device)
+
+
 class PeakMeter:
     """The most memory that was in use since `start`, above what was in use then."""
 
