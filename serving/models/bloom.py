@@ -1,4 +1,7 @@
-"""BLOOM (BigScience 2022, arXiv:2211.05100): linear biases instead of positions, a norm behind the embedding."""
+"""BLOOM (BigScience 2022, arXiv:2211.05100): linear biases instead of positions, a norm behind the embedding.
+
+Checkpoints: BLOOM 560M to 176B, BLOOMZ.
+"""
 
 from torch import Tensor, nn
 

@@ -1,4 +1,7 @@
-"""DBRX (Databricks 2024): clipped queries, keys and values, layer norms without biases, experts kept in one tensor."""
+"""DBRX (Databricks 2024): clipped queries, keys and values, layer norms without biases, experts kept in one tensor.
+
+Checkpoints: DBRX base and instruct.
+"""
 
 from torch import nn
 

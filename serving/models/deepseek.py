@@ -1,4 +1,7 @@
-"""DeepSeek V2 and V3 (DeepSeek-AI 2024, arXiv:2405.04434, arXiv:2412.19437): attention over latents, many experts."""
+"""DeepSeek V2 and V3 (DeepSeek-AI 2024, arXiv:2405.04434, arXiv:2412.19437): attention over latents, many experts.
+
+Checkpoints: DeepSeek-V2, V2-Lite and V2.5, DeepSeek-Coder-V2, DeepSeek-V3, DeepSeek-R1.
+"""
 
 from collections.abc import Callable
 

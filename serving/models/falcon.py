@@ -1,4 +1,7 @@
-"""Falcon (Almazrouei et al. 2023, arXiv:2311.16867): three layouts of a layer, positions by rotation or by biases."""
+"""Falcon (Almazrouei et al. 2023, arXiv:2311.16867): three layouts of a layer, positions by rotation or by biases.
+
+Checkpoints: Falcon 7B, 40B, 180B, Falcon-RW, Falcon 2 11B.
+"""
 
 from functools import partial
 

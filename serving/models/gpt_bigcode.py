@@ -1,4 +1,7 @@
-"""StarCoder and SantaCoder (Li et al. 2023, arXiv:2305.06161): GPT-2 whose queries share one key and one value."""
+"""StarCoder and SantaCoder (Li et al. 2023, arXiv:2305.06161): GPT-2 whose queries share one key and one value.
+
+Checkpoints: StarCoder, StarCoderBase, SantaCoder, StarChat.
+"""
 
 from torch import nn
 

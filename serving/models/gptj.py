@@ -1,4 +1,7 @@
-"""GPT-J (Wang and Komatsuzaki 2021): attention and feed-forward side by side, neighbours in a part of a head turned."""
+"""GPT-J (Wang and Komatsuzaki 2021): attention and feed-forward side by side, neighbours in a part of a head turned.
+
+Checkpoints: GPT-J 6B.
+"""
 
 from torch import nn
 

@@ -1,4 +1,7 @@
-"""MPT (MosaicML 2023): linear biases instead of positions, few or no biases of layers."""
+"""MPT (MosaicML 2023): linear biases instead of positions, few or no biases of layers.
+
+Checkpoints: MPT 7B and 30B.
+"""
 
 from dataclasses import replace
 

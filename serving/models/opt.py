@@ -1,4 +1,7 @@
-"""OPT and Galactica (Zhang et al. 2022, arXiv:2205.01068): positions that were learned, from the third row on."""
+"""OPT and Galactica (Zhang et al. 2022, arXiv:2205.01068): positions that were learned, from the third row on.
+
+Checkpoints: OPT 125M to 66B, Galactica.
+"""
 
 from torch import Tensor, nn
 

@@ -1,4 +1,7 @@
-"""Phi-1, 1.5 and 2 (Li et al. 2023, arXiv:2309.05463): attention and feed-forward side by side, biases everywhere."""
+"""Phi-1, 1.5 and 2 (Li et al. 2023, arXiv:2309.05463): attention and feed-forward side by side, biases everywhere.
+
+Checkpoints: Phi-1, Phi-1.5, Phi-2.
+"""
 
 from torch import nn
 

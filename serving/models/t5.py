@@ -1,6 +1,8 @@
 """T5, Flan-T5, mT5 and UMT5 (Raffel et al. 2019, arXiv:1910.10683): an encoder, and a decoder that looks at it.
 
 Positions are a learned bias on the scores, scores are not scaled, norms have no mean and nothing has a bias.
+
+Checkpoints: T5, T5 v1.1, Flan-T5, Flan-UL2, mT5, mT0, UMT5.
 """
 
 from collections.abc import Iterator

@@ -95,8 +95,9 @@ def test_what_stands_in_a_part_of_the_file_is_found(tmp_path):
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
-def test_an_architecture_without_sizes_is_refused_and_not_taken_for_an_unknown_family(model_type, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "vocab_size": 100}))
+def test_an_architecture_with_senseless_sizes_is_refused_and_not_taken_for_an_unknown_family(model_type, tmp_path):
+    sizes = dict.fromkeys(("hidden_size", "d_model", "n_embd"), "big")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "vocab_size": 100, **sizes}))
     with pytest.raises(ModelError, match=r"config\.json: \w+ must be"):
         select(ModelConfig.load(tmp_path), tmp_path)
 
