@@ -9,13 +9,13 @@ from models.hand_fed import Ours
 from models.rank_threads import on_ranks
 from safetensors.torch import load_file, save_file
 from transformers import (
+    BartConfig,
     BertConfig,
     DiffLlamaConfig,
     Lfm2Config,
     LlamaConfig,
     MambaConfig,
     Phi3Config,
-    T5Config,
 )
 
 from serving.errors import ModelError
@@ -132,7 +132,7 @@ def test_what_cannot_run_on_a_paged_cache_is_refused(config, why, tmp_path):
 
 
 def test_an_encoder_decoder_is_refused(tmp_path):
-    T5Config(vocab_size=131, d_model=64, num_layers=1, num_heads=4).save_pretrained(tmp_path)
+    BartConfig(vocab_size=131, d_model=64, encoder_layers=1, decoder_layers=1).save_pretrained(tmp_path)
     assert "it has an encoder" in refusal(tmp_path)
 
 
