@@ -9,7 +9,7 @@ kind=${1:?cpu, cuda or rocm}
 shift
 
 case $kind in
-  cpu)  options=(-f Dockerfile.cuda --build-arg TORCH=cpu) ;;
+  cpu)  options=(-f Dockerfile.cuda --build-arg TORCH=cpu --build-arg CUDA_VERSION=) ;;
   cuda) options=(-f Dockerfile.cuda) ;;
   rocm) options=(-f Dockerfile.rocm) ;;
   *) echo "build_image.sh: $kind is none of cpu, cuda, rocm" >&2; exit 2 ;;
