@@ -1,110 +1,49 @@
-"""Deploys the image to a SageMaker endpoint, or prints the requests that would do it.
+"""Deploys the image to SageMaker, or prints the calls that would do it.
 
-It must not know the server's insides: settings go through their own table, everything else is SageMaker's API.
+It must not know the server's insides: settings go through their own table, everything else is AWS's API.
 """
 
 import argparse
-import importlib
+import dataclasses
+import datetime
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from deploy_arguments import USUAL_ROWS, argument_parser
+from endpoint_facts import Facts, ami_of, cuda_version_of, ecr_address, has_gpu, size_in_s3
+from endpoint_requests import Step, creation, replacement
+from endpoint_senders import Clients, Sender, as_sent, sender, was_refused
+from endpoint_watch import DeploymentFailed, hint, look_up, watch
+from scaling_requests import alarms, scaling
 from serving.errors import ConfigurationError
 from serving.settings import Settings
 
-DESCRIPTION = """\
-Deploy the image to a SageMaker endpoint with boto3: create_model, create_endpoint_config, create_endpoint.
-
-The model is an S3 prefix with the files of a Hugging Face checkpoint (config.json, tokenizer.json, *.safetensors),
-which SageMaker copies to /opt/ml/model. Without --model-data the image's demo model is served.
-Flags of the server stand after a `--`; they are checked here and become the container's environment.
-
-  python sagemaker/deploy.py --image-uri 111122223333.dkr.ecr.eu-west-1.amazonaws.com/weir:0123456789ab \\
-      --role-arn arn:aws:iam::111122223333:role/sagemaker --model-data s3://bucket/llama/ \\
-      --instance-type ml.g5.xlarge --dry-run -- --max-concurrent-requests 64
-"""
-CUDA_13_AMI = "al2023-ami-sagemaker-inference-gpu-4-1"
 MOST_VARIABLES = 100
 MOST_BYTES = 1024
+MOST_BYTES_OF_ALL = 32 * 1024
 OURS_ALONE = ("PORT", "WEIR_HOSTNAME")  # `serve` takes the port from SageMaker
 
 
 def main(argv: Sequence[str]) -> int:
-    """Deploy, or print; the exit code is 0 on success, 2 for bad usage."""
+    """Deploy, or print; the exit code is 0 on success, 1 when the deployment failed, 2 for bad usage."""
     parser = argument_parser()
     options = parser.parse_args(argv)
     try:
-        requests = build_requests(options)
+        variables = environment(options.flags, options.env)
+        _check(options)
+        if options.dry_run:
+            facts = _said(options)
+            _say_what_is_not_known(options, facts)
+            print(json.dumps(as_sent(options.via, _steps(options, facts, variables), options.region), indent=2))
+            return 0
+        clients = Clients(options.region)
+        chosen = sender(options.via, clients)
+        steps = _steps(options, _found_out(options, clients), variables)
     except ConfigurationError as error:
         parser.error(str(error))
-    if options.dry_run:
-        print(json.dumps([{"operation": name, "request": request} for name, request in requests], indent=2))
-        return 0
-    try:
-        client = importlib.import_module("boto3").client("sagemaker", region_name=options.region)
-    except ModuleNotFoundError:
-        parser.error("boto3 is needed: .venv/bin/python -m pip install boto3 (--dry-run works without it)")
-    for operation, request in requests:
-        print(f"{operation} ...", file=sys.stderr)
-        getattr(client, operation)(**request)
-    if options.wait:
-        print(f"waiting for {options.name} to be in service ...", file=sys.stderr)
-        client.get_waiter("endpoint_in_service").wait(EndpointName=options.name)
-    print(f"python sagemaker/invoke.py --name {options.name} 'Hello'")
-    return 0
-
-
-def argument_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image-uri", required=True, help="the image, in ECR")
-    parser.add_argument("--role-arn", required=True, help="the role that SageMaker takes on")
-    parser.add_argument("--model-data", help="s3:// prefix that ends in /, or a .tar.gz")
-    parser.add_argument("--name", default="weir", help="of model, endpoint configuration and endpoint (%(default)s)")
-    parser.add_argument("--instance-type", default="ml.g5.xlarge", help="(%(default)s)")
-    parser.add_argument("--instance-count", type=int, default=1, help="(%(default)s)")
-    parser.add_argument(
-        "--ami", help=f"InferenceAmiVersion; for GPU instances {CUDA_13_AMI}, whose driver the CUDA 13 image needs"
-    )
-    parser.add_argument(
-        "--startup-timeout", type=int, default=900, help="seconds for loading, 60 to 3600 (%(default)s)"
-    )
-    parser.add_argument(
-        "--download-timeout", type=int, default=1800, help="seconds for the copy from S3, 60 to 3600 (%(default)s)"
-    )
-    parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="one more variable")
-    parser.add_argument("--region", help="AWS region (boto3's default)")
-    parser.add_argument("--wait", action="store_true", help="until the endpoint is in service")
-    parser.add_argument("--dry-run", action="store_true", help="print the requests and send nothing; needs no boto3")
-    parser.add_argument("flags", nargs="*", metavar="-- FLAG", help="flags of the server")
-    return parser
-
-
-def build_requests(options: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
-    """The three API calls, in order, with their parameters. Raises ConfigurationError."""
-    variant: dict[str, Any] = {
-        "VariantName": "AllTraffic",
-        "ModelName": options.name,
-        "InstanceType": options.instance_type,
-        "InitialInstanceCount": options.instance_count,
-        "ContainerStartupHealthCheckTimeoutInSeconds": _within(options.startup_timeout, "--startup-timeout"),
-        "ModelDataDownloadTimeoutInSeconds": _within(options.download_timeout, "--download-timeout"),
-    }
-    ami = options.ami or (CUDA_13_AMI if _has_gpu(options.instance_type) else None)
-    if ami:
-        variant["InferenceAmiVersion"] = ami
-    container: dict[str, Any] = {"Image": options.image_uri, "Environment": environment(options.flags, options.env)}
-    if options.model_data:
-        container["ModelDataSource"] = {"S3DataSource": _s3_source(options.model_data)}
-    return [
-        (
-            "create_model",
-            {"ModelName": options.name, "ExecutionRoleArn": options.role_arn, "PrimaryContainer": container},
-        ),
-        ("create_endpoint_config", {"EndpointConfigName": options.name, "ProductionVariants": [variant]}),
-        ("create_endpoint", {"EndpointName": options.name, "EndpointConfigName": options.name}),
-    ]
+    return run(steps, chosen, clients, options)
 
 
 def environment(flags: Sequence[str], assignments: Sequence[str]) -> dict[str, str]:
@@ -123,29 +62,174 @@ def environment(flags: Sequence[str], assignments: Sequence[str]) -> dict[str, s
                 f"{name} is longer than SageMaker's {MOST_BYTES} bytes: put the value into a file beside the model and "
                 "write @/opt/ml/model/NAME."
             )
-    if len(variables) > MOST_VARIABLES:
-        raise ConfigurationError(f"SageMaker takes {MOST_VARIABLES} variables at most.")
+    size = sum(len(name.encode()) + len(value.encode()) for name, value in variables.items())
+    if len(variables) > MOST_VARIABLES or size > MOST_BYTES_OF_ALL:
+        raise ConfigurationError(f"SageMaker takes {MOST_VARIABLES} variables and {MOST_BYTES_OF_ALL} bytes at most.")
     return variables
 
 
-def _within(seconds: int, flag: str) -> int:
-    if not 60 <= seconds <= 3600:
-        raise ConfigurationError(f"{flag} must lie between 60 and 3600 seconds.")
-    return seconds
+def run(steps: Sequence[Step], chosen: Sender, clients: Clients, options: argparse.Namespace) -> int:
+    """Send the calls; returns the exit code. What a failure leaves behind is said, and how to remove it."""
+    made: list[str] = []
+    try:
+        _send(steps, chosen, clients, options.poll, made)
+    except DeploymentFailed as failure:
+        print(failure, file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\nInterrupted. What was begun goes on at AWS.", file=sys.stderr)
+    except Exception as refusal:  # boto3's, or whatever an SDK makes of it
+        advice = hint(f"{type(refusal).__name__} {refusal}")
+        print(f"{type(refusal).__name__}: {refusal}" + (f"\nHint: {advice}" if advice else ""), file=sys.stderr)
+    else:
+        print(_how_to_ask(options))
+        return 0
+    _say_what_is_left(made, options)
+    return 1
 
 
-def _has_gpu(instance_type: str) -> bool:
-    return instance_type.removeprefix("ml.").startswith(("g", "p"))
+def _send(steps: Sequence[Step], chosen: Sender, clients: Clients, poll_s: float, made: list[str]) -> None:
+    known: dict[str, str] = {}
+    for step in steps:
+        request = _filled(step.request, known)
+        if step.until:
+            watch(dataclasses.replace(step, request=request), chosen, clients, poll_s)
+            continue
+        print(f"{step.operation} ...", file=sys.stderr)
+        made += [step.makes] if step.makes else []
+        try:
+            answer = chosen.send(step, request)
+        except Exception as error:
+            if step.makes and was_refused(error):
+                made.remove(step.makes)
+            raise
+        known |= {text: str(look_up(answer, path)) for text, path in (step.gives or {}).items()}
 
 
-def _s3_source(uri: str) -> dict[str, str]:
-    if not uri.startswith("s3://"):
-        raise ConfigurationError("--model-data must be an s3:// address.")
-    if uri.endswith("/"):
-        return {"S3Uri": uri, "S3DataType": "S3Prefix", "CompressionType": "None"}
-    if uri.endswith(".tar.gz"):
-        return {"S3Uri": uri, "S3DataType": "S3Object", "CompressionType": "Gzip"}
-    raise ConfigurationError("--model-data must end in / (a prefix) or in .tar.gz (an archive).")
+def _filled(value: Any, known: Mapping[str, str]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _filled(inner, known) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_filled(inner, known) for inner in value]
+    return known.get(value, value) if isinstance(value, str) else value
+
+
+def _steps(options: argparse.Namespace, facts: Facts, variables: Mapping[str, str]) -> list[Step]:
+    owner = options.component if options.kind == "component" else options.name
+    watching = (
+        alarms(options.kind, owner, options.max_latency, options.max_first_token, options.alarm_topic)
+        if options.alarms
+        else []
+    )
+    scaled = scaling(options.kind, owner, options.autoscale, _target(options)) if options.autoscale else []
+    if options.update:
+        stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d%H%M%S")
+        # Alarms and scaling belong to what was there before and is there afterwards.
+        watching = [dataclasses.replace(step, makes=None) for step in watching]
+        scaled = [dataclasses.replace(step, makes=None) for step in scaled]
+        return [*watching, *replacement(options, facts, variables, stamp), *scaled]
+    return [*creation(options, facts, variables), *scaled, *watching]
+
+
+def _target(options: argparse.Namespace) -> float:
+    if options.target:
+        return float(options.target)
+    if options.kind == "async":
+        return 5
+    rows = Settings.resolve(options.flags, {}).max_batch_size
+    return max(1, rows * 3 // 4) if rows else USUAL_ROWS
+
+
+def _check(options: argparse.Namespace) -> None:
+    options.component = options.component or options.name
+    if options.kind != "adapter" and not (options.image_uri and options.role_arn):
+        raise ConfigurationError("--image-uri and --role-arn are needed.")
+    if options.kind == "adapter" and (options.autoscale or options.alarms):
+        raise ConfigurationError("An adapter scales with its component: --autoscale and --alarms belong there.")
+    if options.kind == "realtime" and options.autoscale and options.autoscale[0] == 0:
+        raise ConfigurationError("Only --kind async and --kind component scale to nothing: MIN must be 1 or more.")
+    if options.autoscale and not options.wait:
+        raise ConfigurationError("--autoscale needs what it scales in service: not with --no-wait.")
+    if options.kind == "component" and not options.wait:
+        raise ConfigurationError("A component needs its endpoint in service: not with --no-wait.")
+    _check_via(options)
+
+
+def _check_via(options: argparse.Namespace) -> None:
+    if options.update and not options.wait:
+        raise ConfigurationError("--update removes at the end what it replaced: not with --no-wait.")
+    if options.via == "sdk2" and (options.kind in ("component", "adapter") or options.update):
+        raise ConfigurationError(
+            "SDK v2 makes real-time and asynchronous endpoints: use --via boto3 or sdk3 for others."
+        )
+
+
+def _said(options: argparse.Namespace) -> Facts:
+    size = None if options.model_size is None else int(options.model_size * 1e9)
+    if size is None and not (options.model_data or options.env or options.flags):
+        size = 0  # the demo model
+    return Facts(size, options.cuda_version)
+
+
+def _needs_size(options: argparse.Namespace, facts: Facts) -> bool:
+    return bool(facts.model_bytes is None and options.model_data)
+
+
+def _needs_cuda(options: argparse.Namespace, facts: Facts) -> bool:
+    return not (facts.cuda_version or options.ami or options.kind == "adapter") and has_gpu(options.instance_type)
+
+
+def _say_what_is_not_known(options: argparse.Namespace, facts: Facts) -> None:
+    if _needs_size(options, facts):
+        print("Not asked in a dry run: the model's size in S3, for the timeouts (--model-size).", file=sys.stderr)
+    if _needs_cuda(options, facts):
+        print("Not asked in a dry run: the image's CUDA version in ECR (--cuda-version).", file=sys.stderr)
+
+
+def _found_out(options: argparse.Namespace, clients: Clients) -> Facts:
+    facts = _said(options)
+    size, cuda = facts.model_bytes, facts.cuda_version
+    if _needs_size(options, facts):
+        try:
+            size = size_in_s3(clients("s3"), options.model_data)
+            print(f"{options.model_data}: {size / 1e9:.1f} GB", file=sys.stderr)
+        except clients.refusals as refusal:
+            print(
+                f"The model's size is not known, so timeouts are usual ones (--model-size): {refusal}", file=sys.stderr
+            )
+    address = ecr_address(options.image_uri or "")
+    if address and _needs_cuda(options, facts):
+        try:
+            cuda = cuda_version_of(clients("ecr", address["region"]), options.image_uri)
+        except clients.refusals as refusal:
+            print(f"The image's CUDA version is not known (--cuda-version): {refusal}", file=sys.stderr)
+        print(f"{options.image_uri}: CUDA {cuda or 'not said'}, {ami_of(cuda, options.instance_type)}", file=sys.stderr)
+    return Facts(size, cuda)
+
+
+def _how_to_ask(options: argparse.Namespace) -> str:
+    ask = f"python sagemaker/invoke.py --name {options.name}"
+    if options.kind in ("component", "adapter"):
+        ask += f" --component {options.adapter if options.kind == 'adapter' else options.component}"
+    return ask + (" --async" if options.kind == "async" else "") + " 'Hello'"
+
+
+def _say_what_is_left(made: Sequence[str], options: argparse.Namespace) -> None:
+    if not made:
+        print("Nothing was made.", file=sys.stderr)
+        return
+    print("There may be now:", *(f"  {thing}" for thing in made), sep="\n", file=sys.stderr)
+    print("To remove it:", *(f"  {command}" for command in _how_to_remove(options)), sep="\n", file=sys.stderr)
+
+
+def _how_to_remove(options: argparse.Namespace) -> list[str]:
+    remove = f"python sagemaker/teardown.py --name {options.name}"
+    remove += f" --region {options.region}" if options.region else ""
+    if options.update:
+        return [f"{remove} --unused"]
+    if options.kind == "adapter":
+        return [f"{remove} --component {options.adapter}"]
+    own = [f"{remove} --component {options.component}"] if options.component != options.name else []
+    return own if options.existing_endpoint else [*own, remove]
 
 
 if __name__ == "__main__":
