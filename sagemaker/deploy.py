@@ -23,6 +23,7 @@ from serving.settings import Settings
 MOST_VARIABLES = 100
 MOST_BYTES = 1024
 MOST_BYTES_OF_ALL = 32 * 1024
+UNHURRIED = {"RESPONSE_DEADLINE": "0", "STREAM_DEADLINE": "0"}
 OURS_ALONE = ("PORT", "WEIR_HOSTNAME")  # `serve` takes the port from SageMaker
 
 
@@ -32,6 +33,8 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     try:
         variables = environment(options.flags, options.env)
+        if options.kind == "async":  # whose answers may take an hour, and whose container cannot know that
+            variables = {**UNHURRIED, **variables}
         _check(options)
         if options.dry_run:
             facts = _said(options)

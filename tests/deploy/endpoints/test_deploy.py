@@ -111,6 +111,12 @@ def check_enums(value, shape):
         assert value in shape.enum
 
 
+def test_the_answers_of_an_asynchronous_endpoint_are_not_cut_unless_told(dry_run):
+    calls = dry_run("--kind", "async", "--async-output", "s3://answers/", "--", "--stream-deadline", "600")
+    container = requests_of(calls)["create_model"]["PrimaryContainer"]
+    assert container["Environment"] == {"RESPONSE_DEADLINE": "0", "STREAM_DEADLINE": "600.0"}
+
+
 def test_an_asynchronous_endpoint_says_where_answers_go_and_scales_to_nothing(dry_run):
     calls = dry_run("--kind", "async", "--async-output", "s3://answers/here/", "--autoscale", "0:4")
     requests = requests_of(calls)
