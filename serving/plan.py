@@ -103,6 +103,7 @@ class ModelFacts(Struct, frozen=True, kw_only=True, array_like=True):
         kv_bytes: bytes of the KV cache, on all devices, and of what is kept there of the texts of encoders.
         rank_count: how many devices share the model out.
         max_encoder_tokens: the longest text that an encoder was measured with; 0 where there is no encoder.
+        max_decoder_tokens: likewise the longest that is written about it, with the token that it begins with.
     """
 
     vocab_size: int
@@ -117,6 +118,7 @@ class ModelFacts(Struct, frozen=True, kw_only=True, array_like=True):
     kv_bytes: int
     rank_count: int = 1
     max_encoder_tokens: int = 0
+    max_decoder_tokens: int = 0
 
     @property
     def kv_tokens(self) -> int:

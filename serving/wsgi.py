@@ -184,7 +184,10 @@ def derive_limits(settings: Settings, facts: ModelFacts, model_max_length: int |
     Raises:
         ConfigurationError: what was said does not fit the device, or is at odds with itself.
     """
+    # The longest answer about the longest text: what is read is kept elsewhere.
     kv_tokens = facts.kv_tokens
+    if facts.max_decoder_tokens and kv_tokens >= facts.max_decoder_tokens:
+        kv_tokens = facts.max_position
     if settings.max_total_tokens is not None and settings.max_total_tokens > kv_tokens:
         raise ConfigurationError(
             f"Not enough memory to handle `max_total_tokens={settings.max_total_tokens}`: the KV cache holds "
@@ -201,6 +204,11 @@ def derive_limits(settings: Settings, facts: ModelFacts, model_max_length: int |
     max_total_tokens = settings.max_total_tokens or longest
     longest_input = min(facts.max_encoder_tokens or max_total_tokens, max_total_tokens - 1)
     max_input_tokens = settings.max_input_tokens or longest_input
+    if facts.max_encoder_tokens and max_input_tokens > facts.max_encoder_tokens:
+        raise ConfigurationError(
+            f"`max_input_tokens` must be <= the {facts.max_encoder_tokens} positions of the model's encoder. Given: "
+            f"{max_input_tokens}"
+        )
     if max_input_tokens >= max_total_tokens:
         raise ConfigurationError(
             f"`max_input_tokens` must be < `max_total_tokens`. Given: {max_input_tokens} and {max_total_tokens}"

@@ -67,7 +67,7 @@ def load_runner(options: RunnerOptions, ranks: Ranks | None = None) -> ModelRunn
     give_back_freed_memory()
     weight_bytes = used_bytes(device) - before
     if isinstance(model, HasOracle):
-        longest = options.max_total_tokens or config.max_position_embeddings
+        longest = reach(options, config).written
         check(model, built, vocab_size=config.vocab_size, longest=longest, dtype=dtype, device=device)
     loaded = time.monotonic()
     runner = _size_and_warm(options, config, model, built, device, dtype, ranks, weight_bytes)
@@ -173,7 +173,7 @@ def _size_and_warm(
     max_rows = options.max_rows
     # A step must at least hold every running sequence's next token.
     step_tokens = max(options.max_step_tokens or DEFAULT_STEP_TOKENS[device.type], max_rows)
-    longest_input, longest = reach(options, config)
+    longest_input, longest, total = reach(options, config)
     compiler = _grammar_compiler(options, config)
 
     def encoder(slots: Sequence[int]) -> EncoderStates | None:
@@ -187,12 +187,12 @@ def _size_and_warm(
     def runner(blocks: int, rows: int, texts: EncoderStates | None) -> ModelRunner:
         cache = KVCache(built.kv_shapes, blocks, BLOCK_SIZE, dtype, device)
         facts = ModelFacts(
-            vocab_size=config.vocab_size, max_position=longest if longest_input else config.max_position_embeddings,
-            block_size=BLOCK_SIZE, block_count=blocks, max_step_tokens=step_tokens, max_rows=rows,
+            vocab_size=config.vocab_size, max_position=total, block_size=BLOCK_SIZE, block_count=blocks,
+            max_step_tokens=step_tokens, max_rows=rows,
             dtype=str(dtype).removeprefix("torch."), device=_device_name(device),
             weight_bytes=built.weight_bytes * ranks.size,
             kv_bytes=(cache.nbytes + (0 if texts is None else texts.nbytes)) * ranks.size, rank_count=ranks.size,
-            max_encoder_tokens=longest_input,
+            max_encoder_tokens=longest_input, max_decoder_tokens=longest if longest_input else 0,
         )  # fmt: skip
         inputs = InputBuilder(cache, BLOCK_SIZE, built.reads, dtype, device, built.token_reads)
         sampler = Sampler(config.vocab_size, device, compiler) if ranks.rank == 0 else None

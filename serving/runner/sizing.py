@@ -3,6 +3,8 @@
 Knows no model and no tensor: it is given shapes in bytes.
 """
 
+from typing import NamedTuple
+
 import torch
 
 from serving.errors import ConfigurationError
@@ -17,17 +19,36 @@ BLOCK_SIZE = 16
 _DEFAULT_CPU_KV_BYTES = 4 << 30
 
 
-def reach(options: RunnerOptions, config: ModelConfig) -> tuple[int, int]:
-    """The longest text that an encoder reads (0: there is none), and the longest sequence, that text counted in.
+class Reach(NamedTuple):
+    """How far a model's texts go, in tokens.
 
-    Unless the operator says more, either side of an encoder-decoder may be as long as it was in training.
+    Attributes:
+        read: the longest text that an encoder reads; 0 where there is none.
+        written: the longest sequence of a decoder.
+        total: what both may have together, or the positions that a decoder alone was made for.
+    """
+
+    read: int
+    written: int
+    total: int
+
+
+def reach(options: RunnerOptions, config: ModelConfig) -> Reach:
+    """Unless the operator says more, either side of an encoder-decoder may be as long as it was in training.
+
+    Where positions have an end, nobody may say more.
     """
     made_for, total = config.max_position_embeddings, options.max_total_tokens
     if config.decoder_start_token_id is None:
         # Who asks for more is refused with a reason later; a table of learned positions would fail here without one.
-        return 0, min(total or made_for, made_for)
-    longest_input = options.max_input_tokens or (max(1, total - 1) if total else made_for)
-    return longest_input, total or longest_input + made_for
+        return Reach(0, min(total or made_for, made_for), made_for)
+    read = options.max_input_tokens or (max(1, total - 1) if total else made_for)
+    if config.positions_end:
+        read = min(read, made_for)
+        total = min(total or read + made_for, read + made_for)
+        return Reach(read, min(total, made_for), total)
+    total = total or read + made_for
+    return Reach(read, total, total)
 
 
 def worst_plan(step_tokens: int, max_rows: int, longest: int, vocab_size: int, longest_input: int) -> StepPlan:

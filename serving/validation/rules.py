@@ -15,10 +15,13 @@ class Rules:
     Args:
         vocab_size: ids are below it.
         prefill_logprobs: whether log probabilities of prompts may be asked for.
+        longest_answer: tokens of one, whatever it answers; `None` where input and answer share one length.
     """
 
-    def __init__(self, limits: Limits, *, vocab_size: int, prefill_logprobs: bool) -> None:
-        self._limits = limits
+    def __init__(
+        self, limits: Limits, *, vocab_size: int, prefill_logprobs: bool, longest_answer: int | None = None
+    ) -> None:
+        self._limits, self._longest_answer = limits, longest_answer
         self._vocab_size = vocab_size
         self._prefill_logprobs = prefill_logprobs
 
@@ -146,6 +149,8 @@ class Rules:
         """How long an answer may become: as was asked, or else until the context is full."""
         limits = self._limits
         most = max(0, limits.max_total_tokens - input_length)
+        if self._longest_answer is not None:
+            most = min(most, self._longest_answer)
         max_new_tokens = most if given is None else given
         if input_length + max_new_tokens > limits.max_total_tokens:
             raise ValidationError(
@@ -155,6 +160,11 @@ class Rules:
         if input_length > limits.max_input_tokens:
             raise ValidationError(
                 f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {input_length}"
+            )
+        if self._longest_answer is not None and max_new_tokens > self._longest_answer:
+            raise ValidationError(
+                f"`max_new_tokens` must be <= {self._longest_answer}, which is as far as the positions of the model's "
+                f"decoder go. Given: {max_new_tokens}"
             )
         return max_new_tokens
 

@@ -91,7 +91,10 @@ class Validator:
         self._chat_template = chat_template
         self.tool_syntax = ToolSyntax.of(chat_template, tokenizer)
         self._prefill_logprobs = prefill_logprobs
-        self._rules = Rules(limits, vocab_size=facts.vocab_size, prefill_logprobs=prefill_logprobs)
+        self._rules = Rules(
+            limits, vocab_size=facts.vocab_size, prefill_logprobs=prefill_logprobs,
+            longest_answer=facts.max_decoder_tokens - 1 if facts.max_decoder_tokens else None,
+        )  # fmt: skip
         self._grammars = grammars
         self._watermark = watermark
         self._decoder_start = decoder_start_token_id

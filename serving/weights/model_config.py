@@ -149,8 +149,9 @@ class ModelConfig:
             is read: its sampling parameters are no defaults here, as in TGI.
         said: all of `config.json`, for what one family alone has.
 
-        incomplete: why only the vocabulary, the positions, the types and the last ids could be read; `None` where
-            everything was. A family without an architecture here may call its sizes as it likes: transformers asks it.
+        incomplete: why only the vocabulary, the positions, the types, the first and the last ids could be read;
+            `None` where everything was. A family without an architecture here may call its sizes as it likes:
+            transformers asks it.
     """
 
     model_type: str
@@ -188,6 +189,11 @@ class ModelConfig:
     def qkv_heads(self) -> tuple[int, int, int]:
         """How many heads queries, keys and values have."""
         return self.num_attention_heads, self.num_key_value_heads, self.num_key_value_heads
+
+    @property
+    def positions_end(self) -> bool:
+        """Whether nothing is beyond `max_position_embeddings`; else it says how long texts were in training."""
+        return "relative_attention_max_distance" not in self.said
 
     def number(self, key: str, default: float | None = None) -> float:
         """A number that one family alone has. Raises ModelError where it is not one."""
@@ -228,7 +234,7 @@ class ModelConfig:
         except ModelError as error:
             if model_type in _DEFAULTS:
                 raise
-            return cls._of_another(known, model_type, eos_token_ids, str(error))
+            return cls._of_another(known, generation, model_type, eos_token_ids, str(error))
 
     @classmethod
     def _of(
@@ -266,8 +272,9 @@ class ModelConfig:
 
     @classmethod
     def _of_another(
-        cls, said: Mapping[str, Any], model_type: str, eos_token_ids: frozenset[int], incomplete: str
-    ) -> Self:
+        cls, said: Mapping[str, Any], generation: Mapping[str, Any], model_type: str, eos_token_ids: frozenset[int],
+        incomplete: str,
+    ) -> Self:  # fmt: skip
         if "text_config" in said:
             raise ModelError(f"model type {model_type!r} is not served: it takes more than text")
         vocab_size = _count(said, "vocab_size")
@@ -279,7 +286,7 @@ class ModelConfig:
             eos_token_ids=frozenset(i for i in eos_token_ids if i < vocab_size),
             said=said,
             incomplete=incomplete,
-            decoder_start_token_id=None,
+            decoder_start_token_id=_decoder_start(said, generation),
             hidden_size=0, intermediate_size=0, num_hidden_layers=0, num_attention_heads=0, num_key_value_heads=0,
             head_dim=0, norm_eps=0.0, hidden_act="", tie_word_embeddings=False, attention_bias=False, mlp_bias=False,
             sliding_window=None, layer_types=(), rope={}, local_rope={}, rotary_dim=0,

@@ -56,6 +56,20 @@ def test_an_encoder_reads_what_it_was_measured_with_and_the_tokenizers_limit_is_
     assert (limits.max_total_tokens, limits.max_input_tokens) == (total, longest_input)
 
 
+@pytest.mark.parametrize(
+    ("said", "blocks", "total", "longest_input"),
+    [
+        ({}, 33, 1024, 512),  # as many as one answer needs: what is read is kept elsewhere
+        ({"max_total_tokens": 900}, 33, 900, 512),
+        ({}, 11, 160, 159),
+    ],
+)
+def test_a_decoder_whose_positions_end_leaves_the_rest_to_its_encoder(said, blocks, total, longest_input):
+    measured = facts(max_position=1024, max_encoder_tokens=512, max_decoder_tokens=512, block_count=blocks)
+    limits = derive_limits(Settings(**said), measured, None)
+    assert (limits.max_total_tokens, limits.max_input_tokens) == (total, longest_input)
+
+
 def test_what_was_said_holds():
     limits = derive_limits(Settings(max_total_tokens=100, max_input_tokens=50, max_best_of=3), facts(), None)
     assert (limits.max_total_tokens, limits.max_input_tokens, limits.max_best_of) == (100, 50, 3)
@@ -66,6 +80,11 @@ def test_what_was_said_holds():
     [
         (Settings(max_total_tokens=200), facts(block_count=11), "Not enough memory to handle `max_total_tokens=200`"),
         (Settings(max_total_tokens=200), facts(max_position=128), "128 positions of the model"),
+        (
+            Settings(max_input_tokens=600),
+            facts(max_position=1024, max_encoder_tokens=512, max_decoder_tokens=512),
+            "512 positions of the model's encoder",
+        ),
         (Settings(max_input_tokens=4096), facts(), "`max_input_tokens` must be < `max_total_tokens`"),
     ],
 )

@@ -14,7 +14,7 @@ from serving.validation.validator import Piece, Validator
 BOS = 256
 
 
-def make_validator(**changes):
+def make_validator(max_decoder_tokens=0, **changes):
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = tokenizers.Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -38,6 +38,7 @@ def make_validator(**changes):
             device="cpu",
             weight_bytes=0,
             kv_bytes=0,
+            max_decoder_tokens=max_decoder_tokens,
         ),
         prefill_logprobs=True,
         **changes,
@@ -120,6 +121,14 @@ def test_an_encoder_reads_the_input_and_the_answer_begins_with_its_own_token():
     assert (validated.input_length, validated.text) == (3, "abc")
     with pytest.raises(ValidationError, match="`inputs` tokens"):
         make_validator(decoder_start_token_id=7).validate("abc", Parameters(max_new_tokens=97))
+
+
+def test_an_answer_ends_where_a_decoders_positions_end():
+    validator = make_validator(decoder_start_token_id=7, max_decoder_tokens=20)
+    assert validator.validate("abc", Parameters()).requests[0].stop.max_new_tokens == 19
+    assert validator.validate("a" * 90, Parameters()).requests[0].stop.max_new_tokens == 9
+    with pytest.raises(ValidationError, match="`max_new_tokens` must be <= 19"):
+        validator.validate("abc", Parameters(max_new_tokens=20))
 
 
 def test_an_encoder_gives_its_input_no_log_probabilities():

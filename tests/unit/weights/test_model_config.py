@@ -143,6 +143,7 @@ def test_t5_has_names_of_its_own(tmp_path):
         ({"is_encoder_decoder": True, "decoder_start_token_id": 3, "bos_token_id": 5}, {"bos_token_id": 6}, 3),
         ({"decoder_start_token_id": 3}, {}, None),
         ({"model_type": "t5"}, {}, 0),
+        ({"model_type": "bart", "num_attention_heads": None, "is_encoder_decoder": True, "bos_token_id": 5}, {}, 5),
     ],
 )
 def test_an_encoder_decoder_says_what_answers_begin_with(tmp_path, said, generation, begins):
