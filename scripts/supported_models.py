@@ -130,7 +130,7 @@ def supported_models_page(notice: str, width: int) -> str:
             "## Any other model of transformers",
             "",
             paragraph(
-                """A causal language model whose `model_type` is not in the table, but which transformers knows, is
+                """A text model whose `model_type` is not in the table, but which transformers knows, is
                 run by transformers' own code with attention over the same paged cache: batched, streamed, with the
                 same prefix cache and sampling. That takes a class whose attention is a function that one may choose;
                 heads, scales, sliding windows and soft caps are taken from the class itself. Before it is served, the
@@ -138,10 +138,20 @@ def supported_models_page(notice: str, width: int) -> str:
             ),
             "",
             paragraph(
-                """Refused, in one line that says why: a model type that transformers does not know; an encoder with a
-                decoder, or more than text; layers that keep another state than keys and values (state spaces, linear
-                attention, convolutions); biases, sinks or sparse choices inside attention; rotations that change with
-                the longest row of a batch; and `--num-shard` above 1, since such a model is not shared out."""
+                """That holds for models that read one text and write another, too: BART, mBART, PLBart, Pegasus,
+                Marian (OPUS-MT), M2M100 and NLLB, Blenderbot. Input and answer may each have as many tokens
+                as the model has positions. An answer begins with `decoder_start_token_id` alone: no language is forced
+                upon its next token (`forced_bos_token_id`), and no beams are searched."""
+            ),
+            "",
+            paragraph(
+                """Refused, in one line that says why: a model type that transformers does not know; more than text; an
+                encoder-decoder whose positions are not looked up in a table (LongT5, Switch Transformers, T5Gemma),
+                whose attention takes no function (LED, Pegasus-X, BigBird-Pegasus, ProphetNet, MVP), whose experts look
+                at masks (NLLB-MoE) or whose texts have two vocabularies (FSMT); layers that keep another state than
+                keys and values (state spaces, linear attention, convolutions); biases, sinks or sparse choices inside
+                attention; rotations that change with the longest row of a batch; and `--num-shard` above 1, since such
+                a model is not shared out."""
             ),
             "",
             paragraph(

@@ -7,6 +7,8 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    BartConfig,
+    BlenderbotConfig,
     BloomConfig,
     CohereConfig,
     DbrxConfig,
@@ -24,6 +26,9 @@ from transformers import (
     GraniteConfig,
     HeliumConfig,
     LlamaConfig,
+    M2M100Config,
+    MarianConfig,
+    MBartConfig,
     MistralConfig,
     MixtralConfig,
     MptConfig,
@@ -33,6 +38,7 @@ from transformers import (
     OlmoConfig,
     OlmoeConfig,
     OPTConfig,
+    PegasusConfig,
     PersimmonConfig,
     Phi3Config,
     PhiConfig,
@@ -232,7 +238,22 @@ ENCODER_DECODERS: dict[str, PretrainedConfig] = {
     "mt5": MT5Config(**_TINY_T5),
     "umt5": UMT5Config(**_TINY_T5),
 }  # fmt: skip
+_TINY_BART = {
+    "vocab_size": 131, "d_model": 64, "encoder_layers": 3, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 8, "encoder_ffn_dim": 80, "decoder_ffn_dim": 72, "max_position_embeddings": 96,
+    "decoder_start_token_id": 2,
+}  # fmt: skip
 # Without a file of ours: transformers' own class on our attention. Such models are not shared out over ranks.
+FALLBACK_ENCODER_DECODERS: dict[str, PretrainedConfig] = {
+    "bart": BartConfig(**_TINY_BART),
+    "blenderbot": BlenderbotConfig(**_TINY_BART),
+    "m2m_100": M2M100Config(**_TINY_BART),
+    "marian": MarianConfig(**_TINY_BART, pad_token_id=130, scale_embedding=True),
+    "mbart": MBartConfig(**_TINY_BART, scale_embedding=True),
+    "pegasus": PegasusConfig(**_TINY_BART),
+}  # fmt: skip
+EVERY_ENCODER_DECODER = {**ENCODER_DECODERS, **FALLBACK_ENCODER_DECODERS}
+# The same for a decoder alone.
 FALLBACK_CASES: dict[str, PretrainedConfig] = {
     "exaone4-window": Exaone4Config(**_TINY, sliding_window=9, sliding_window_pattern=3),
     "helium-scaled": HeliumConfig(**_TINY, head_dim=8),
@@ -264,12 +285,14 @@ def randomized(config):
     if not getattr(config, "scale_decoder_outputs", True):  # T5 says so where head and embedding differ
         model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.shared.weight))
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
+            if name in (model._keys_to_ignore_on_save or ()):  # computed, and never saved
+                continue
             if parameter.dim() == 1:
                 parameter.normal_(0.5, 0.3)
             else:
                 parameter.normal_(0, 0.2)
         for name, buffer in model.named_buffers():
-            if name.endswith("e_score_correction_bias"):
+            if name.endswith(("e_score_correction_bias", "final_logits_bias")):
                 buffer.normal_(0, 0.3)
     return model

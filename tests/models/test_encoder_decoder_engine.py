@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 from fakes import byte_tokenizer
-from models.cases import ENCODER_DECODERS, randomized
+from models.cases import ENCODER_DECODERS, FALLBACK_ENCODER_DECODERS, randomized
 
 from serving.engine.engine import Engine
 from serving.errors import ConfigurationError
@@ -29,6 +29,14 @@ def t5(tmp_path_factory):
     return theirs, directory
 
 
+@pytest.fixture(scope="module")
+def bart(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("bart")
+    theirs = randomized(FALLBACK_ENCODER_DECODERS["bart"])
+    theirs.save_pretrained(directory)
+    return theirs, directory
+
+
 def options(directory, **changes):
     given = {
         "device": "cpu", "dtype": "float32", "max_rows": 4, "max_step_tokens": 64, "max_input_tokens": 40,
@@ -43,17 +51,21 @@ def make_engine(runner):
     )
 
 
-def request(text, count):
+def request(text, count, start=0):
     return Request(
-        prompt_token_ids=[0], encoder_token_ids=text, sampling=SamplingParams(), stop=StopParams(max_new_tokens=count)
+        prompt_token_ids=[start],
+        encoder_token_ids=text,
+        sampling=SamplingParams(),
+        stop=StopParams(max_new_tokens=count),
     )
 
 
 def generated(theirs, text, count):
     with torch.inference_mode():
         out = theirs.generate(
-            torch.tensor([text]), max_new_tokens=count, min_new_tokens=count, do_sample=False, eos_token_id=None
-        )
+            torch.tensor([text]), max_new_tokens=count, min_new_tokens=count, do_sample=False, eos_token_id=None,
+            forced_eos_token_id=None,
+        )  # fmt: skip
     return out[0, 1:].tolist()
 
 
@@ -90,6 +102,21 @@ def test_answers_together_are_transformers_own(t5):
     running = Running(make_engine(load_runner(options(directory))), [request(text, 20) for text in asked])
     assert running.finish() == [generated(theirs, text, 20) for text in asked]
     assert running.most_rows == 4
+
+
+def test_answers_of_transformers_own_class_are_those_of_transformers(bart):
+    theirs, directory = bart
+    asked = texts(9, 40)
+    running = Running(make_engine(load_runner(options(directory))), [request(text, 20, start=2) for text in asked])
+    assert running.finish() == [generated(theirs, text, 20) for text in asked]
+    assert running.most_rows == 4
+
+
+def test_an_answer_goes_as_far_as_learned_positions_go(bart):
+    theirs, directory = bart
+    runner = load_runner(options(directory, max_input_tokens=None, max_total_tokens=None, kv_cache_bytes=64 << 20))
+    (text,) = texts(1, 96)
+    assert Running(make_engine(runner), [request(text, 95, start=2)]).finish() == [generated(theirs, text, 95)]
 
 
 def test_answers_survive_a_lack_of_blocks(t5):
@@ -159,6 +186,24 @@ def test_unsaid_limits_are_those_of_the_training(t5):
     assert (facts.max_encoder_tokens, facts.max_position) == (512, 1024)
     facts = load_runner(options(directory, **roomy, max_total_tokens=300)).facts
     assert (facts.max_encoder_tokens, facts.max_position) == (299, 300)
+
+
+@pytest.mark.parametrize(
+    ("said", "read", "written", "total"),
+    [
+        ((None, None), 96, 96, 192),
+        ((40, None), 40, 96, 136),
+        ((None, 80), 79, 80, 80),
+        ((None, 150), 96, 96, 150),
+        ((500, 1000), 96, 96, 192),
+    ],
+)
+def test_learned_positions_bound_either_side(bart, said, read, written, total):
+    _, directory = bart
+    facts = load_runner(
+        options(directory, kv_cache_bytes=64 << 20, max_input_tokens=said[0], max_total_tokens=said[1])
+    ).facts
+    assert (facts.max_encoder_tokens, facts.max_decoder_tokens, facts.max_position) == (read, written, total)
 
 
 def test_too_little_memory_lets_fewer_in_and_none_is_refused(t5, caplog):

@@ -15,8 +15,12 @@ from transformers import (
     Lfm2Config,
     LlamaConfig,
     MambaConfig,
+    NllbMoeConfig,
+    PegasusXConfig,
     Phi3Config,
+    SwitchTransformersConfig,
 )
+from transformers.models.bart.modeling_bart import BartEncoderLayer
 
 from serving.errors import ModelError
 from serving.models import select
@@ -29,6 +33,11 @@ from serving.weights.checkpoint import SafetensorsCheckpoint
 TINY = {
     "vocab_size": 131, "hidden_size": 64, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 8,
     "num_key_value_heads": 2, "max_position_embeddings": 256,
+}  # fmt: skip
+TINY_ENCODER_DECODER = {
+    "vocab_size": 131, "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 80, "decoder_ffn_dim": 80, "max_position_embeddings": 96,
+    "decoder_start_token_id": 2,
 }  # fmt: skip
 # A configuration and a model of a family that transformers does not know, as a checkpoint may bring them along.
 OWN_CODE = """
@@ -131,9 +140,50 @@ def test_what_cannot_run_on_a_paged_cache_is_refused(config, why, tmp_path):
     assert why in refusal(tmp_path)
 
 
-def test_an_encoder_decoder_is_refused(tmp_path):
-    BartConfig(vocab_size=131, d_model=64, encoder_layers=1, decoder_layers=1).save_pretrained(tmp_path)
-    assert "it has an encoder" in refusal(tmp_path)
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (PegasusXConfig(**TINY_ENCODER_DECODER), "take no attention function"),
+        (NllbMoeConfig(**TINY_ENCODER_DECODER), "its attention looks ahead"),
+        (
+            SwitchTransformersConfig(vocab_size=131, d_model=64, d_kv=8, d_ff=80, num_layers=1, num_heads=8,
+                                     num_sparse_encoder_layers=0, num_sparse_decoder_layers=0, num_decoder_layers=1,
+                                     decoder_start_token_id=0),
+            "its attention also asks for 'position_bias'",
+        ),
+    ],
+    ids=["no attention", "does not say that it looks back", "biases by position"],
+)  # fmt: skip
+def test_an_encoder_decoder_that_cannot_run_on_our_caches_is_refused(config, why, tmp_path):
+    randomized(config).save_pretrained(tmp_path)
+    assert why in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"is_encoder_decoder": None}, "`is_encoder_decoder`"),
+        ({"decoder_start_token_id": None}, "decoder_start_token_id"),
+    ],
+)
+def test_an_encoder_decoder_that_does_not_say_how_answers_begin_is_refused(change, why, tmp_path):
+    randomized(BartConfig(**TINY_ENCODER_DECODER)).save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    config = json.loads((tmp_path / "config.json").read_text())
+    said = {**config, "bos_token_id": None, **change}
+    (tmp_path / "config.json").write_text(json.dumps({key: value for key, value in said.items() if value is not None}))
+    assert why in refusal(tmp_path)
+
+
+def test_an_encoder_that_looks_at_other_texts_of_a_batch_is_refused(tmp_path, monkeypatch):
+    randomized(BartConfig(**TINY_ENCODER_DECODER)).save_pretrained(tmp_path)
+    alone = BartEncoderLayer.forward
+
+    def mixing(self, hidden_states, *args, **said):
+        return alone(self, hidden_states - hidden_states.mean(1, keepdim=True), *args, **said)
+
+    monkeypatch.setattr(BartEncoderLayer, "forward", mixing)
+    assert "apart from those that it computes by itself" in refusal(tmp_path)
 
 
 def test_a_type_that_nobody_knows_is_refused(tmp_path):

@@ -23,7 +23,7 @@ class Echo:
     def logits(self, hidden):
         return hidden
 
-    def oracle(self, token_ids):
+    def oracle(self, token_ids, text):
         return self.embedded(token_ids, torch.arange(len(token_ids)))
 
     def embedded(self, ids, positions):
