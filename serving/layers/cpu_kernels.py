@@ -76,6 +76,8 @@ class CpuKernels:
         assert values.stride() == keys.stride()
         assert slopes is None or (slopes.is_contiguous() and slopes.dtype == torch.float32)
         value_dim = values.shape[-1]
+        if heads % kv_heads or keys.shape[-1] != head_dim:
+            raise RuntimeError(f"{heads} heads of {head_dim} for a cache of {list(keys.shape[2:])}")
         output = query.new_empty(rows, heads * value_dim)
         self._attend(
             output.data_ptr(), query.data_ptr(), query.stride(0), keys.data_ptr(), values.data_ptr(),
@@ -88,6 +90,9 @@ class CpuKernels:
         """Copy x [tokens, kv_heads, head_dim] to the slots [tokens] of a cache [blocks, block_size, ...]."""
         tokens, kv_heads, head_dim = x.shape
         assert x.stride()[1:] == (head_dim, 1)
+        # Weights may be wider than config.json says, and C would write beyond the cache.
+        if cache.shape[2:] != x.shape[1:]:
+            raise RuntimeError(f"heads of {list(x.shape[1:])} for a cache of {list(cache.shape[2:])}")
         self._store(cache.data_ptr(), x.data_ptr(), x.stride(0), slots.data_ptr(), tokens, kv_heads * head_dim)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -108,7 +113,8 @@ class CpuKernels:
         """
         tokens, heads, head_dim = x.shape
         assert x.stride(2) == 1
-        assert cosines.shape[-1] <= head_dim
+        if cosines.shape[-1] > head_dim:
+            raise RuntimeError(f"angles of {cosines.shape[-1]} numbers for heads of {head_dim}")
         assert cosines.is_contiguous()
         assert sines.is_contiguous()
         output = torch.empty(x.shape, dtype=x.dtype)

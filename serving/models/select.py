@@ -47,6 +47,13 @@ ARCHITECTURES = {
 FALLBACK = "serving.models.transformers_fallback:TransformersFallback"
 
 
+# How code that is not ours may fail: in any way.
+FOREIGN_FAILURES = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError,
+    ValueError,
+)  # fmt: skip
+
+
 class CausalModel(Protocol):
     """What a runner asks of a model; implementations are nn.Modules."""
 

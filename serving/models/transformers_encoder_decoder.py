@@ -16,8 +16,8 @@ from serving.layers.attention.backend import Attention
 from serving.layers.attention.cross import CrossAttention
 from serving.layers.builder import LayerBuilder
 from serving.layers.forward_batch import ForwardBatch
+from serving.models.select import FOREIGN_FAILURES
 from serving.models.transformers_seam import (
-    FAILURES,
     RECORDED_TOKENS,
     Attend,
     Recorded,
@@ -169,7 +169,7 @@ class _Positions(nn.Module):
                 side(**inputs)
         except _Told as told:
             table = told.table.reshape(-1, told.table.shape[-1])
-        except FAILURES as error:
+        except FOREIGN_FAILURES as error:
             raise refused(side.config.model_type, f"it has no {longest} positions: {line_of(error)}") from error
         else:
             raise refused(side.config.model_type, "it does not use its table of positions")

@@ -20,10 +20,9 @@ from serving.errors import ModelError
 from serving.layers.attention.backend import Attention
 from serving.layers.builder import LayerBuilder
 from serving.layers.forward_batch import ForwardBatch
-from serving.models.select import CausalModel
+from serving.models.select import FOREIGN_FAILURES, CausalModel
 from serving.models.transformers_encoder_decoder import TransformersEncoderDecoder
 from serving.models.transformers_seam import (
-    FAILURES,
     RECORDED_TOKENS,
     Recorder,
     Seam,
@@ -124,7 +123,7 @@ class TransformersFallback:
             raise refused(said.model_type, "it does not know it")
         try:
             return AutoConfig.from_pretrained(directory, trust_remote_code=self._trust_remote_code)
-        except FAILURES as error:
+        except FOREIGN_FAILURES as error:
             raise refused(said.model_type, f"transformers cannot read it: {line_of(error)}") from error
 
     def _load(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -140,7 +139,7 @@ class TransformersFallback:
                 None, config=self._config, state_dict=stored, dtype=dtype, output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )  # fmt: skip
-        except (*FAILURES, ModelError) as error:
+        except (*FOREIGN_FAILURES, ModelError) as error:
             # Transformers tells of it in its own words, which name no file.
             raise reader.failure or refused(
                 self._config.model_type, f"transformers cannot load it: {line_of(error)}"

@@ -17,14 +17,10 @@ from transformers.masking_utils import AttentionMaskInterface
 from transformers.modeling_utils import AttentionInterface
 
 from serving.errors import ModelError
+from serving.models.select import FOREIGN_FAILURES
 
 RECORDED_TOKENS = 3
 _FAR = 1 << 17
-# Code of others may fail in any way.
-FAILURES = (
-    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError,
-    ValueError,
-)  # fmt: skip
 # What a class may hand to its attention and leaves to no function to obey: switches, and what was done before.
 _WITHOUT_EFFECT = frozenset({
     "cache_position", "dropout", "is_causal", "output_attentions", "output_hidden_states", "output_router_logits",
@@ -185,7 +181,7 @@ def record(model: PreTrainedModel, seam: Seam, recorder: Recorder, run: Callable
     try:
         with torch.inference_mode(), seam.attending(recorder):
             computed = run()
-    except FAILURES as error:
+    except FOREIGN_FAILURES as error:
         raise refused(model.config.model_type, f"its code fails: {line_of(error)}") from error
     except ModelError as error:
         raise refused(model.config.model_type, str(error)) from error

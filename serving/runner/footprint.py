@@ -101,7 +101,9 @@ def footprint_of(
     context = kv_bytes_per_token // len(built.kv_shapes) * longest
     heads, entries = mask_bounds(built.reads)
     made_of = torch.bool if heads == 1 else torch.float32
-    mask = min(entries, heads * step_tokens * longest) * (dtype.itemsize + made_of.itemsize)
+    # All masks of a step are made before its first layer, each by way of another type.
+    masked = heads * step_tokens * longest
+    mask = masked * dtype.itemsize + min(entries, masked) * made_of.itemsize
     return Footprint(
         weight_bytes=built.weight_bytes,
         kv_bytes_per_token=kv_bytes_per_token,

@@ -24,7 +24,7 @@ from serving.models.select import select as select_model
 from serving.parallel import OneRank, Ranks
 from serving.plan import ModelFacts, StepPlan
 from serving.runner.encoder import EncoderStates, slot_bytes
-from serving.runner.footprint import DEFAULT_STEP_TOKENS, footprint_of
+from serving.runner.footprint import DEFAULT_STEP_TOKENS, Footprint, footprint_of
 from serving.runner.frames import RunnerOptions
 from serving.runner.inputs import InputBuilder
 from serving.runner.memory import PeakMeter, give_back_freed_memory, used_bytes
@@ -63,7 +63,17 @@ def load_runner(options: RunnerOptions, ranks: Ranks | None = None) -> ModelRunn
     device = choose_device(options, ranks.rank)
     dtype = _dtype(options.dtype, config, device)
     before = used_bytes(device)
-    model, built = _build(options, config, device, dtype, ranks)
+    try:
+        model, built = _build(options, config, device, dtype, ranks)
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise ConfigurationError(
+            f"The weights do not fit the memory of {device}: `weir plan` says what they take; --num-shard shares them "
+            "out over several devices"
+        ) from error
+    if config.decoder_start_token_id is not None and not built.cross_shapes:
+        raise ModelError(f"config.json says is_encoder_decoder, and {config.model_type!r} is none")
     give_back_freed_memory()
     weight_bytes = used_bytes(device) - before
     if isinstance(model, HasOracle):
@@ -79,6 +89,11 @@ def load_runner(options: RunnerOptions, ranks: Ranks | None = None) -> ModelRunn
         facts.block_count, facts.block_size, facts.kv_bytes / 1e6,
     )  # fmt: skip
     return runner
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # Of a CPU's allocator torch makes no type of its own.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "memory" in str(error).lower()
 
 
 def choose_device(options: RunnerOptions, rank: int) -> torch.device:
@@ -211,10 +226,10 @@ def _size_and_warm(
     try:
         compute_worst_step()
     except (RuntimeError, MemoryError) as error:
-        if "memory" in str(error).lower():
+        if _is_out_of_memory(error):
             raise ConfigurationError(
                 f"Not enough memory to handle {step_tokens} prefill tokens. "
-                "You need to decrease `--max-batch-prefill-tokens`"
+                f"You need to decrease `--max-batch-prefill-tokens`, or `--max-total-tokens`, which is {longest}"
             ) from error
         reason = listed(_shapes_at_odds(Path(options.model_dir))) or f"the first forward fails: {error}"
         raise ModelError(f"the weights do not fit config.json: {reason}") from error
@@ -222,11 +237,7 @@ def _size_and_warm(
     planned = footprint_of(
         config, built, dtype=dtype, rank_count=ranks.size, step_tokens=step_tokens, max_rows=max_rows, longest=longest
     )
-    log.info(
-        "planned and measured: weights %.1f and %.1f MB, a step %.1f and %.1f MB, %d bytes of cache a token",
-        planned.weight_bytes / 1e6, weight_bytes / 1e6, planned.step_bytes / 1e6, activations / 1e6,
-        planned.kv_bytes_per_token,
-    )  # fmt: skip
+    _tell(config, planned, weight_bytes, activations)
     budget = kv_budget(options, device, activations)
     a_slot = slot_bytes(built.cross_shapes, longest_input, BLOCK_SIZE, dtype)
     a_block = block_bytes(built.kv_shapes, BLOCK_SIZE, dtype)
@@ -238,6 +249,16 @@ def _size_and_warm(
     warm.execute(worst_plan(2, 1, min(longest, BLOCK_SIZE), config.vocab_size, min(longest_input, 2)))
     warm.execute(StepPlan(rows=[], finished=[0]))
     return warm
+
+
+def _tell(config: ModelConfig, planned: Footprint, weight_bytes: int, step_bytes: int) -> None:
+    if config.incomplete:  # of a family without an architecture here the sizes are not known
+        return
+    log.info(
+        "planned and measured: weights %.1f and %.1f MB, a step %.1f and %.1f MB, %d bytes of cache a token",
+        planned.weight_bytes / 1e6, weight_bytes / 1e6, planned.step_bytes / 1e6, step_bytes / 1e6,
+        planned.kv_bytes_per_token,
+    )  # fmt: skip
 
 
 def _grammar_compiler(options: RunnerOptions, config: ModelConfig) -> GrammarCompiler | None:

@@ -62,8 +62,8 @@ class RunnerProcess:
     process dies with its parent: it reads the end of the pipe, and the kernel kills it should it hang.
     """
 
-    def __init__(self, ranks: Sequence[Rank], facts: ModelFacts) -> None:
-        self._ranks, self._facts = ranks, facts
+    def __init__(self, ranks: Sequence[Rank], facts: ModelFacts, meeting: tempfile.TemporaryDirectory[str]) -> None:
+        self._ranks, self._facts, self._meeting = ranks, facts, meeting
         self._results = msgspec.msgpack.Decoder(Done | Failed)
 
     @classmethod
@@ -74,17 +74,19 @@ class RunnerProcess:
             ModelError: the model cannot be served; the text says why.
             RunnerDied: a process ended without a word (killed, or out of memory).
         """
-        with tempfile.TemporaryDirectory(prefix="weir-ranks-") as meeting:
-            ranks: list[Rank] = []
-            try:
-                for number in range(options.rank_count):
-                    ranks.append(Rank.start())
-                    send(ranks[-1].channel, Start(options, number, str(Path(meeting, "ranks"))))
-                facts = _await_ready(ranks)
-            except BaseException:
-                _end(ranks)
-                raise
-        return cls(ranks, facts)
+        # Kept as long as they live: NCCL looks there now and then.
+        meeting = tempfile.TemporaryDirectory(prefix="weir-ranks-")
+        ranks: list[Rank] = []
+        try:
+            for number in range(options.rank_count):
+                ranks.append(Rank.start())
+                send(ranks[-1].channel, Start(options, number, str(Path(meeting.name, "ranks"))))
+            facts = _await_ready(ranks)
+        except BaseException:
+            _end(ranks)
+            meeting.cleanup()
+            raise
+        return cls(ranks, facts, meeting)
 
     @property
     def facts(self) -> ModelFacts:
@@ -126,6 +128,7 @@ class RunnerProcess:
     def close(self) -> None:
         """See `plan.Runner`."""
         _end(self._ranks)
+        self._meeting.cleanup()
 
 
 def _await_ready(ranks: Sequence[Rank]) -> ModelFacts:

@@ -14,7 +14,7 @@ from serving.errors import ModelError
 from serving.layers.attention.kv_cache import KVCache
 from serving.layers.builder import Built
 from serving.layers.forward_batch import ForwardBatch
-from serving.models.select import EncoderDecoder
+from serving.models.select import FOREIGN_FAILURES, EncoderDecoder
 from serving.plan import NewRow, Row
 from serving.protocol import SamplingParams
 from serving.runner.encoder import EncoderStates
@@ -71,7 +71,7 @@ def check(
         ]
         whole = [trial.logits({j: ids}, {j: [len(ids)]})[0] for j, ids in enumerate(sequences)]
         pieces = trial.logits(dict(enumerate(sequences)), dict(enumerate(_PIECES)), beside=[trial.farthest()])
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except FOREIGN_FAILURES as error:
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"the model is not served: its code fails on a paged cache: {line}") from error
     if wanted[0].shape[-1] != vocab_size:

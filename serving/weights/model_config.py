@@ -113,6 +113,9 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
         "feed_forward_proj": "gated-gelu", "relative_attention_max_distance": 128,
     },
 }  # fmt: skip
+# What a file may ask for is bounded before it is used to allocate.
+MOST_LAYERS = 10_000
+MOST_POSITIONS = 1 << 20
 # What a few families call a thing by another name; a point leads into a part of config.json.
 _NAMES: Mapping[str, tuple[str, ...]] = {
     "hidden_size": ("n_embd", "n_embed", "d_model"),
@@ -248,11 +251,11 @@ class ModelConfig:
             vocab_size=vocab_size,
             hidden_size=hidden,
             intermediate_size=_count(said, "intermediate_size", 4 * hidden),
-            num_hidden_layers=_count(said, "num_hidden_layers"),
+            num_hidden_layers=_count(said, "num_hidden_layers", most=MOST_LAYERS),
             num_attention_heads=heads,
             num_key_value_heads=_kv_heads(said, heads),
             head_dim=head_dim,
-            max_position_embeddings=_count(said, "max_position_embeddings", 2048),
+            max_position_embeddings=min(_count(said, "max_position_embeddings", 2048), MOST_POSITIONS),
             norm_eps=_positive(said, "norm_eps", 1e-6),
             hidden_act=_activation(said, model_type),
             tie_word_embeddings=bool(said.get("tie_word_embeddings", False)),
@@ -281,7 +284,7 @@ class ModelConfig:
         return cls(
             model_type=model_type,
             vocab_size=vocab_size,
-            max_position_embeddings=_count(said, "max_position_embeddings", 2048),
+            max_position_embeddings=min(_count(said, "max_position_embeddings", 2048), MOST_POSITIONS),
             dtype=_dtype(said),
             eos_token_ids=frozenset(i for i in eos_token_ids if i < vocab_size),
             said=said,
@@ -332,12 +335,15 @@ def _at(said: Mapping[str, Any], path: str) -> Any:
     return _at(value, rest) if isinstance(value, dict) else None
 
 
-def _count(said: Mapping[str, Any], key: str, default: int | None = None, *, least: int = 1) -> int:
+def _count(
+    said: Mapping[str, Any], key: str, default: int | None = None, *, least: int = 1, most: int = 2**31 - 1
+) -> int:
     value = said.get(key)
     if value is None:
         value = default
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**31:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         kind = "a positive integer" if least else "an integer from 0"
+        kind += f" to {most}" if most < 2**31 - 1 else ""
         raise ModelError(f"config.json: {key} must be {kind}, not {reprlib.repr(value)}")
     return value
 
@@ -406,7 +412,7 @@ def _window(said: Mapping[str, Any], model_type: str) -> int | None:
 
 
 def _layer_types(said: Mapping[str, Any], model_type: str) -> tuple[str, ...]:
-    layers = _count(said, "num_hidden_layers")
+    layers = _count(said, "num_hidden_layers", most=MOST_LAYERS)
     types = said.get("layer_types") or ()
     if not isinstance(types, list | tuple) or not all(isinstance(kind, str) for kind in types):
         raise ModelError(f"config.json: layer_types must be a list of names, not {reprlib.repr(types)}")
@@ -448,7 +454,7 @@ def _rope(said: Mapping[str, Any], layer_type: str) -> Mapping[str, Any]:
     rope.setdefault("rope_theta", local_theta if local else theta)
     rope.setdefault("partial_rotary_factor", said.get("partial_rotary_factor", 1.0))
     # Where a scaled type measures from: said beside the parameters, among them, or not at all.
-    rope.setdefault("max_position_embeddings", _count(said, "max_position_embeddings", 2048))
+    rope.setdefault("max_position_embeddings", min(_count(said, "max_position_embeddings", 2048), MOST_POSITIONS))
     if (original := said.get("original_max_position_embeddings")) is not None:
         rope["original_max_position_embeddings"] = original
     rope.setdefault("original_max_position_embeddings", rope["max_position_embeddings"])

@@ -131,3 +131,14 @@ def test_without_the_library_torch_computes(monkeypatch):
     assert torch.equal(turned, torch.cat((rotate(x[..., :4], angles), x[..., 4:]), -1))
     gate_up = torch.tensor([[1.0, 2.0]]).bfloat16()
     assert make_gate("silu", CPU, torch.bfloat16)(gate_up).shape == (1, 1)
+
+
+def test_heads_of_another_size_than_the_caches_are_refused_before_c_writes_them():
+    kernels = cpu_kernels.load(torch.device("cpu"), torch.bfloat16)
+    if kernels is None:
+        pytest.skip("not compiled")
+    cache, slots = torch.zeros(2, 16, 2, 8, dtype=torch.bfloat16), torch.tensor([3])
+    with pytest.raises(RuntimeError, match=r"heads of \[2, 32\] for a cache of \[2, 8\]"):
+        kernels.store(cache, torch.zeros(1, 2, 32, dtype=torch.bfloat16), slots)
+    with pytest.raises(RuntimeError, match="4 heads of 32 for a cache"):
+        kernels.attend(torch.zeros(1, 4, 32, dtype=torch.bfloat16), cache, cache, slots, slots, 1.0, 0)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -166,3 +167,32 @@ def test_an_architecture_that_nobody_knows_is_refused_before_weights_are_looked_
     (tmp_path / "config.json").write_text((checkpoint / "config.json").read_text().replace('"llama"', '"nobody"'))
     with pytest.raises(ModelError, match="unsupported model type 'nobody'"):
         load_runner(options(tmp_path))
+
+
+def changed(checkpoint, tmp_path, **said):
+    """A copy of the checkpoint whose config.json says something else."""
+    directory = tmp_path / "changed"
+    shutil.copytree(checkpoint, directory)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, **said}))
+    return directory
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("head_dim", [4, 7, 16])
+def test_heads_of_another_size_than_the_weights_are_a_model_error_not_a_crash(checkpoint, tmp_path, dtype, head_dim):
+    with pytest.raises(ModelError):
+        load_runner(options(changed(checkpoint, tmp_path, head_dim=head_dim), dtype=dtype))
+
+
+def test_a_decoder_that_calls_itself_an_encoder_decoder_is_refused(checkpoint, tmp_path):
+    directory = changed(checkpoint, tmp_path, is_encoder_decoder=True, decoder_start_token_id=0)
+    with pytest.raises(ModelError, match="'llama' is none"):
+        load_runner(options(directory))
+
+
+@pytest.mark.parametrize("said", [{"max_position_embeddings": 2**31 - 1}])
+def test_positions_beyond_reason_do_not_become_memory(checkpoint, tmp_path, said):
+    assert (
+        load_runner(options(changed(checkpoint, tmp_path, **said), max_total_tokens=256)).facts.max_position <= 1 << 20
+    )
