@@ -225,7 +225,7 @@ def _size_and_warm(
     meter.start()
     try:
         compute_worst_step()
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, LookupError, ValueError) as error:
         if _is_out_of_memory(error):
             raise ConfigurationError(
                 f"Not enough memory to handle {step_tokens} prefill tokens. "
