@@ -6,8 +6,8 @@ Knows no tensor. What could change the model in a way that is not known here is 
 import json
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,6 +24,12 @@ _UNDERSTOOD = frozenset({
 })  # fmt: skip
 # Those that leave the base as it was; the others (pissa, olora, corda, loftq, ...) change it before training.
 _INNOCENT_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
+# A regular expression that cannot take long: one plain group at most, never repeated, and few repetitions beside it.
+_ATOM = r"(?:[\w-]|\\[.dw-]|\.|\[(?:\w-\w|\w)+\])[*+?]?"
+_CALM = re.compile(rf"\^?(?:{_ATOM}|\|)*(?:\((?:\?:)?(?:{_ATOM}|\|)+\))?(?:{_ATOM}|\|)*\$?")
+_REPETITION = re.compile(r"(?<!\()[*+?]")
+_MOST_REPETITIONS, _MOST_REPEATING_KEYS = 2, 64
+_LONGEST = 256  # characters of a key, and of a module's name
 _ADVICE = "merge it with peft's merge_and_unload and serve the result"
 
 
@@ -42,7 +48,7 @@ class AdapterConfig:
     fan_in_fan_out: bool
     alpha: float
     rank_stabilized: bool
-    alphas: Mapping[str, float] = field(hash=False)
+    alphas: Sequence[tuple[re.Pattern[str], float]]
 
     @classmethod
     def load(cls, directory: Path) -> Self:
@@ -50,33 +56,66 @@ class AdapterConfig:
         path = directory / ADAPTER_CONFIG
         try:
             said = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ModelError(f"{path} cannot be read: {error}") from error
         if not isinstance(said, dict):
             raise ModelError(f"{path} does not hold a JSON object")
         _check(said)
         base = said.get("base_model_name_or_path")
-        if not isinstance(base, str) or not base:
+        if not isinstance(base, str) or not base or not base.isprintable():
             raise ModelError(f"{ADAPTER_CONFIG} names no base model; add it as base_model_name_or_path")
+        revision = said.get("revision") or None
+        if revision is not None and not isinstance(revision, str):
+            raise ModelError(f"{ADAPTER_CONFIG} is broken: revision is {revision!r}, which is no text")
         try:
             return cls(
                 base=base,
-                revision=said.get("revision") or None,
+                revision=revision,
                 fan_in_fan_out=bool(said.get("fan_in_fan_out")),
-                alpha=float(said.get("lora_alpha", 8)),
+                alpha=_number(said.get("lora_alpha", 8)),
                 rank_stabilized=bool(said.get("use_rslora")),
-                alphas={str(name): float(alpha) for name, alpha in (said.get("alpha_pattern") or {}).items()},
+                alphas=_patterns(said.get("alpha_pattern") or {}),
             )
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ModelError(f"{ADAPTER_CONFIG} is broken: {error}") from error
 
     def scale(self, module: str, rank: int) -> float:
         """The factor of B @ A for a module, `alpha / r`, or `alpha / sqrt(r)` (Kalajdzievski 2023, arXiv:2312.03732).
 
-        A key of `alpha_pattern` is a regular expression that the end of the module's name has to match.
+        A key of `alpha_pattern` is a regular expression that the end of the module's name has to match. Raises
+        ModelError where there is no such factor.
         """
-        found = (alpha for key, alpha in self.alphas.items() if re.match(rf"(.*\.)?({key})$", module))
+        if rank < 1:
+            raise ModelError(f"the adapter's matrices for {module} have the rank 0; was it saved whole?")
+        if self.alphas and len(module) > _LONGEST:
+            raise ModelError(f"the adapter names a module with {len(module)} characters; {_ADVICE}")
+        found = (alpha for key, alpha in self.alphas if key.match(module))
         return next(found, self.alpha) / (math.sqrt(rank) if self.rank_stabilized else rank)
+
+
+def _number(said: Any) -> float:
+    number = float(said)
+    if not math.isfinite(number):
+        raise ValueError(f"an alpha is {number}")
+    return number
+
+
+def _patterns(said: Mapping[str, Any]) -> Sequence[tuple[re.Pattern[str], float]]:
+    """Keys compiled, as `scale` matches them. Raises ModelError where one could take forever: it is a stranger's."""
+    repeating = 0
+    for key in said:
+        repetitions = len(_REPETITION.findall(key))
+        repeating += repetitions > 0
+        if len(key) > _LONGEST or repetitions > _MOST_REPETITIONS or not _CALM.fullmatch(key):
+            raise ModelError(
+                f"{ADAPTER_CONFIG}: alpha_pattern has {key[:_LONGEST]!r}, too much of a pattern: {_ADVICE}"
+            )
+    if repeating > _MOST_REPEATING_KEYS:
+        raise ModelError(f"{ADAPTER_CONFIG}: alpha_pattern has {repeating} keys with repetitions: {_ADVICE}")
+    try:
+        return tuple((re.compile(rf"(.*\.)?({key})$"), _number(alpha)) for key, alpha in said.items())
+    except re.error as error:
+        raise ModelError(f"{ADAPTER_CONFIG}: alpha_pattern has a broken pattern ({error}): {_ADVICE}") from error
 
 
 def _check(said: Mapping[str, Any]) -> None:
@@ -85,6 +124,8 @@ def _check(said: Mapping[str, Any]) -> None:
         raise ModelError(f"the adapter is of the kind {kind!r}; only LORA is merged while loading: {_ADVICE}")
     if unknown := sorted(key for key, value in said.items() if value and key not in _UNDERSTOOD):
         raise ModelError(f"the adapter has {unknown[0]}, which is not merged while loading: {_ADVICE}")
+    if (rank := said.get("r")) is not None and (not isinstance(rank, int) or rank < 1):
+        raise ModelError(f"{ADAPTER_CONFIG} is broken: the rank r is {rank!r}")
     start = said.get("init_lora_weights")
     if (start.lower() if isinstance(start, str) else start) not in _INNOCENT_STARTS:
         raise ModelError(f"the adapter started as {start!r}, which changes its base as well: {_ADVICE}")

@@ -1,6 +1,7 @@
 """adapter_config.json: what can be merged, and what is refused since it would be merged wrongly."""
 
 import json
+import math
 
 import pytest
 
@@ -69,10 +70,57 @@ def test_what_cannot_be_merged_is_refused_with_the_way_out(tmp_path, changes, wo
         ("{", "cannot be read"),
         ("[]", "does not hold a JSON object"),
         (json.dumps({**PLAIN, "base_model_name_or_path": None}), "names no base model"),
+        (json.dumps({**PLAIN, "base_model_name_or_path": "a\nb"}), "names no base model"),
         (json.dumps({**PLAIN, "lora_alpha": "much"}), "is broken"),
+        (json.dumps({**PLAIN, "lora_alpha": math.nan}), "is broken"),
+        (json.dumps({**PLAIN, "lora_alpha": 10**400}), "is broken"),
+        (json.dumps({**PLAIN, "alpha_pattern": ["q_proj"]}), "is broken"),
+        (json.dumps({**PLAIN, "revision": 5}), "revision is 5"),
+        (json.dumps({**PLAIN, "r": 0}), "the rank r is 0"),
+        ("[" * 100_000, "cannot be read"),
     ],
 )
 def test_a_broken_file_is_refused(tmp_path, text, words):
     (tmp_path / "adapter_config.json").write_text(text)
-    with pytest.raises(ModelError, match=words):
+    with pytest.raises(ModelError, match=words) as error:
         AdapterConfig.load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "module"),
+    [
+        ("q_proj", "layers.0.q_proj"),
+        (r"layers\.1\.mlp\.down_proj", "model.layers.1.mlp.down_proj"),
+        ("^model.decoder.layers.0.k_proj", "model.decoder.layers.0.k_proj"),
+        (r"layers\.\d+\.(q|k)_proj", "model.layers.12.k_proj"),
+        (r"layers\.[0-9]+\..*_proj$", "model.layers.12.self_attn.k_proj"),
+        ("k_proj|v_proj", "model.layers.0.v_proj"),
+        (r".*\.v_proj", "model.layers.0.v_proj"),
+    ],
+)
+def test_a_pattern_gives_a_module_its_alpha(tmp_path, key, module):
+    config = load(tmp_path, alpha_pattern={key: 80})
+    assert config.scale(module, 8) == 10
+    assert config.scale("model.layers.0.mlp.gate_proj_", 8) == 2
+
+
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        {"(a+)+": 1}, {"(a|a)*": 1}, {"(.|.)(.|.)": 1}, {"((a))": 1}, {"(a|b){9}": 1}, {".*.*.*": 1}, {"(": 1},
+        {")(": 1}, {r"\1": 1}, {"(?=a)": 1}, {"(?P<a>b)": 1}, {"[z-a]": 1}, {"a" * 300: 1}, {"a\nb": 1},
+        {f".*{i}": 1 for i in range(100)},
+    ],
+)  # fmt: skip
+def test_a_pattern_that_could_take_forever_or_is_none_is_refused(tmp_path, patterns):
+    with pytest.raises(ModelError, match=r"alpha_pattern has .*merge_and_unload") as error:
+        load(tmp_path, alpha_pattern=patterns)
+    assert "\n" not in str(error.value)
+
+
+def test_the_longest_names_and_patterns_that_are_allowed_end(tmp_path):
+    config = load(tmp_path, alpha_pattern={"(.*|.*)b": 1})
+    assert config.scale("." * 256, 8) == 2
+    with pytest.raises(ModelError, match="257 characters"):
+        config.scale("a" * 257, 8)
