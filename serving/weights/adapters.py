@@ -6,6 +6,7 @@ Knows no model and no device: names and shapes of the adapter's tensors say what
 import re
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -114,7 +115,9 @@ class MergedCheckpoint:
                 f"{list(weight.shape)}; do they belong together?"
             )
         scale = self._config.scale(self._modules[name], a.shape[0])
-        return weight.float().addmm_(outer.float(), inner.float(), alpha=scale).to(weight.dtype)
+        # A copy even of what is float32 already: the base's tensor is the mapped file, and may be read again.
+        merged = weight.to(torch.float32, copy=True).addmm_(outer.float(), inner.float(), alpha=scale)
+        return merged.to(weight.dtype)
 
     def _tensor(self, key: str) -> Tensor:
         try:

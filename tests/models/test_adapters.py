@@ -166,3 +166,26 @@ def test_missing_or_broken_adapter_weights_are_named(tmp_path):
         with pytest.raises(ModelError, match=r"adapter_model.safetensors is missing, corrupt or truncated"):
             MergedCheckpoint(SafetensorsCheckpoint(tmp_path / "base"), adapter)
         (adapter / "adapter_model.safetensors").touch()
+
+
+def test_a_float32_base_stays_as_it_is_and_is_merged_alike_when_it_is_read_again(tmp_path):
+    tmp_path.joinpath("base").mkdir()
+    adapter = Adapter(tmp_path / "adapter")
+    weight, a, b = (adapter.random(*shape) for shape in ((16, 32), (4, 32), (16, 4)))
+    save_file({"x.weight": weight}, tmp_path / "base" / "model.safetensors")
+    adapter.tensors = {f"{PREFIX}x.lora_A.weight": a, f"{PREFIX}x.lora_B.weight": b}
+    base = SafetensorsCheckpoint(tmp_path / "base")
+    merged = MergedCheckpoint(base, adapter.save())
+    first = merged.read("x.weight").clone()
+    assert torch.equal(merged.read("x.weight"), first)
+    assert torch.equal(base.read("x.weight"), weight)
+
+
+def test_an_adapter_of_rank_0_is_refused(tmp_path):
+    tmp_path.joinpath("base").mkdir()
+    adapter = Adapter(tmp_path / "adapter")
+    save_file({"x.weight": torch.zeros(16, 32)}, tmp_path / "base" / "model.safetensors")
+    adapter.tensors = {f"{PREFIX}x.lora_A.weight": torch.zeros(0, 32), f"{PREFIX}x.lora_B.weight": torch.zeros(16, 0)}
+    merged = MergedCheckpoint(SafetensorsCheckpoint(tmp_path / "base"), adapter.save())
+    with pytest.raises(ModelError, match="rank 0"):
+        merged.read("x.weight")
