@@ -23,7 +23,7 @@ _DESCRIPTIONS = (
     "vocab.txt", "merges.txt", "*.tiktoken", "spiece.model", "sentencepiece*.model", "chat_template*",
     "*.py",  # code that comes with a model, which is run by whoever trusts it and by nobody else
 )  # fmt: skip
-_NAMED_TEMPLATES = "additional_chat_templates/*.jinja"
+_NAMED_TEMPLATES = "additional_chat_templates"
 _UNSAFE = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _NO_WEIGHTS = ("training_args.bin", "optimizer.*", "scheduler.*", "rng_state*")
 
@@ -100,7 +100,7 @@ def description_names(names: Collection[str]) -> list[str]:
     return sorted(
         name
         for name in names
-        if fnmatchcase(name, _NAMED_TEMPLATES)
+        if _is_named_template(name)
         or ("/" not in name and any(fnmatchcase(name, pattern) for pattern in _DESCRIPTIONS))
     )
 
@@ -159,6 +159,12 @@ def _names(directory: Path) -> set[str]:
 def _safetensors(names: Collection[str]) -> list[str]:
     found = [name for name in names if name.endswith(".safetensors") and "/" not in name and name != ADAPTER_WEIGHTS]
     return unindexed(found)
+
+
+def _is_named_template(name: str) -> bool:
+    # Exactly one directory: a name in an object store may be any text, and one with `..` leads elsewhere.
+    directory, _, file = name.partition("/")
+    return directory == _NAMED_TEMPLATES and "/" not in file and file.endswith(".jinja")
 
 
 def _is_unsafe(name: str) -> bool:

@@ -106,6 +106,8 @@ class Prefix:
 
     def _place(self, name: str) -> None:
         link = self._directory / name
+        if not Path(os.path.normpath(link)).is_relative_to(os.path.normpath(self._directory)):
+            raise ConfigurationError(f"{self.name}: {name!r} lies outside of the model; rename it or remove it.")
         if link.exists():
             return
         link.parent.mkdir(parents=True, exist_ok=True)

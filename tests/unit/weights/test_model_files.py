@@ -5,7 +5,7 @@ import json
 import pytest
 
 from serving.errors import ModelError
-from serving.weights.model_files import ModelFiles, collect, is_adapter, missing_names, weight_names
+from serving.weights.model_files import ModelFiles, collect, description_names, is_adapter, missing_names, weight_names
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,9 @@ def test_code_that_comes_with_a_model_is_fetched_and_other_code_is_not(tmp_path)
 
     collect(Shelf())
     assert set(fetched) == {"config.json", "model.safetensors", "modeling_own.py"}
+
+
+@pytest.mark.parametrize("name", ["../../../x.jinja", "../x.jinja", "a/x.jinja", "/x.jinja", "..", ""])
+def test_a_named_template_lies_in_its_directory(name):
+    kept = "additional_chat_templates/rag.jinja"
+    assert description_names({f"additional_chat_templates/{name}", kept}) == [kept]

@@ -107,3 +107,12 @@ def test_a_file_that_comes_short_is_not_kept(bucket, tmp_path):
     with pytest.raises(ConfigurationError, match=r"model.safetensors came with 1 bytes instead of 7"):
         prefix.fetch(["model.safetensors"])
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("name", ["../../../x.jinja", "a/../../x.jinja"])
+def test_no_link_is_made_outside_of_the_models_directory(bucket, tmp_path, name):
+    bucket.put("tiny/", {**TINY, name: b"{{ stray }}"})
+    prefix = Prefix("s3://models/tiny", bucket._client, tmp_path / "cache")
+    with pytest.raises(ConfigurationError, match="lies outside of the model"):
+        prefix.fetch([name])
+    assert not [path for path in tmp_path.rglob("*") if path.is_symlink()]
