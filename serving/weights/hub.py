@@ -3,6 +3,7 @@
 Knows no tensor, and nothing of adapters. Runs in a process of its own, since it waits for the network.
 """
 
+import contextlib
 import logging
 import re
 import shutil
@@ -34,6 +35,7 @@ FILES_AT_A_TIME = 8
 ABANDONED_S = 600  # since the last byte of a part of a file; one that is being written gets some every few seconds
 PAUSES_S = (1, 2, 4)  # before the hub is asked again
 LIBRARY = "weir"
+LONGEST_REVISION = 200  # characters, so that what it becomes fits a file's name
 COMMIT = re.compile(r"[0-9a-f]{40}")
 TOKEN_ADVICE = "set HF_TOKEN to a token that may read it"
 
@@ -61,6 +63,7 @@ def fetch(
     """
     cache = cache or default_cache()
     revision = revision or constants.DEFAULT_REVISION
+    check_revision(revision)
     kept, missing = _kept(repository, revision, cache)
     api = HfApi(token=token, library_name=LIBRARY, library_version=__version__)
     try:
@@ -191,9 +194,17 @@ def make_room(cache: Path, needed: int, what: str) -> None:
 def remove_abandoned(directory: Path) -> None:
     """Remove the parts of files that a download left behind when it was killed; nobody can go on with them."""
     for path in directory.glob("*.incomplete*"):
-        if time.time() - path.stat().st_mtime > ABANDONED_S:
-            log.info("Removing %s, which a download left behind", path.name)
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another server on this cache removed it, or is done with it
+            if time.time() - path.stat().st_mtime > ABANDONED_S:
+                log.info("Removing %s, which a download left behind", path.name)
+                path.unlink()
+
+
+def check_revision(revision: str) -> None:
+    """Raise ConfigurationError where a revision is no name: it becomes a path in the cache, and may be an adapter's."""
+    parts = revision.split("/")
+    if len(revision) > LONGEST_REVISION or not revision.isprintable() or {"", ".", ".."} & {*parts}:
+        raise ConfigurationError(f"{revision[:LONGEST_REVISION]!r} is no branch, tag or commit; see --revision.")
 
 
 def _kept(repository: str, revision: str, cache: Path) -> tuple[Path, list[str]]:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from hub_server import TOKEN
 
+from serving.weights.hub import remove_abandoned
+
 TINY = {"config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": b"weights"}
 SHARDS = {"model-00001-of-00002.safetensors": b"one", "model-00002-of-00002.safetensors": b"two"}
 INDEX = json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}})
@@ -262,3 +264,21 @@ def test_an_adapter_that_cannot_be_merged_is_refused_before_its_base_is_fetched(
     hub.add("org/dora", {"adapter_config.json": json.dumps(said).encode(), "adapter_model.safetensors": b"small"})
     assert "use_dora" in download("org/dora").error
     assert not any("org/tiny" in seen.path for seen in hub.seen)
+
+
+@pytest.mark.parametrize("revision", ["../../../../stray", "/tmp/stray", "a/../../b", "a//b", "a\nb", "a" * 300])
+def test_a_revision_that_is_a_path_elsewhere_is_refused_also_where_an_adapter_names_it(hub, download, revision):
+    said = {"peft_type": "LORA", "base_model_name_or_path": "org/tiny", "revision": revision}
+    hub.add("org/tiny", TINY)
+    hub.add("org/adapter", {"adapter_config.json": json.dumps(said).encode(), "adapter_model.safetensors": b"small"})
+    assert "is no branch, tag or commit; see --revision" in download("org/adapter").error
+    assert not any("org/tiny" in seen.path for seen in hub.seen)
+
+
+def test_a_part_that_another_server_finished_meanwhile_is_none_to_remove(tmp_path, monkeypatch):
+    left = tmp_path / "left.incomplete"
+    left.touch()
+    os.utime(left, (0, 0))
+    monkeypatch.setattr(Path, "glob", lambda *_: iter([tmp_path / "finished.incomplete", left]))
+    remove_abandoned(tmp_path)
+    assert not left.exists()
