@@ -29,10 +29,11 @@ def random_checkpoint(directory: Path, device: torch.device, dtype: torch.dtype)
 
 def file_shapes(directory: Path) -> Mapping[str, torch.Size]:
     """The name and shape of every tensor in the files of a model with the config.json in `directory`."""
-    config = AutoConfig.from_pretrained(directory)
+    # Said, since transformers asks on standard input where it is not.
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     with torch.device("meta"):
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = auto.from_config(config)
+        model = auto.from_config(config, trust_remote_code=False)
         # What is in memory may be stacked and named otherwise than what lies in files.
         files = revert_weight_conversion(model, model.state_dict())
     return {name: tensor.shape for name, tensor in files.items()}
