@@ -414,6 +414,12 @@ def hub_token(environ: Mapping[str, str]) -> str | None:
     return _read(raw).strip() or None
 
 
+def without_secrets(environ: Mapping[str, str]) -> dict[str, str]:
+    """An environment for who may run others' code: without the hub's token, our callers' keys and AWS's credentials."""
+    secret = {*TOKEN_VARIABLES, "API_KEY"}
+    return {name: value for name, value in environ.items() if name not in secret and not name.startswith("AWS_")}
+
+
 def calm_hub() -> None:
     """Have the hub's client, once imported, tell nobody what runs here, nor warn of a variable of TGI's images."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

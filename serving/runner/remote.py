@@ -20,7 +20,7 @@ import msgspec
 from serving.errors import ModelError, RunnerDied
 from serving.plan import ModelFacts, StepPlan, StepResult
 from serving.runner.frames import Done, Failed, Ready, Refused, RunnerOptions, Start, receive, send
-from serving.settings import process_environment
+from serving.settings import process_environment, without_secrets
 
 _EXIT_WAIT_S = 5.0
 
@@ -34,10 +34,10 @@ class Rank:
 
     @classmethod
     def start(cls) -> Self:
-        """Start a process that waits for its first frame."""
+        """Start a process that waits for its first frame, without secrets: a model's own code may run there."""
         ours, theirs = socket.socketpair()
         # The ranks of one machine need no other network; what an operator said of it goes first.
-        environment = {"GLOO_SOCKET_IFNAME": "lo", **process_environment()}
+        environment = {"GLOO_SOCKET_IFNAME": "lo", **without_secrets(process_environment())}
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-m", "serving.runner.process", str(theirs.fileno())],

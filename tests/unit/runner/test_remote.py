@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import msgspec
 import psutil
@@ -16,7 +17,7 @@ from serving.plan import NewRow, Row, StepPlan
 from serving.protocol import SamplingParams
 from serving.runner.frames import RunnerOptions
 from serving.runner.load import load_runner
-from serving.runner.remote import RunnerProcess
+from serving.runner.remote import Rank, RunnerProcess
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +148,7 @@ def test_the_process_dies_with_a_parent_that_was_killed(options):
     code = (
         "import sys, time, msgspec\n"
         "from serving.runner.frames import RunnerOptions\n"
-        "from serving.runner.remote import RunnerProcess\n"
+        "from serving.runner.remote import Rank, RunnerProcess\n"
         f"options = msgspec.json.decode({msgspec.json.encode(options)!r}, type=RunnerOptions)\n"
         "print('pid', RunnerProcess.start(options).pids[0], flush=True)\n"
         "time.sleep(60)\n"
@@ -164,3 +165,20 @@ def test_the_process_dies_with_a_parent_that_was_killed(options):
 def test_the_worker_side_never_imports_torch():
     code = "import sys, serving.runner.remote; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_process_that_may_run_a_models_own_code_is_handed_no_secrets(monkeypatch):
+    secret = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN", "API_KEY", "AWS_SECRET_ACCESS_KEY",
+              "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")  # fmt: skip
+    for name in (*secret, "WEIR_HARMLESS"):
+        monkeypatch.setenv(name, "x")
+    rank = Rank.start()
+    try:
+        # What a program was started with stands there from its first moment on.
+        wait_until(lambda: b"serving.runner.process" in Path(f"/proc/{rank.process.pid}/cmdline").read_bytes())
+        handed = psutil.Process(rank.process.pid).environ()
+    finally:
+        rank.channel.close()
+        rank.process.wait()
+    assert "WEIR_HARMLESS" in handed
+    assert not {*secret} & {*handed}
