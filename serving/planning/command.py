@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from serving.planning.fit import Demand, Fit, fit
 from serving.planning.instances import INSTANCES, PRICES_OF, Gpu, Instance
 from serving.runner.footprint import DEFAULT_STEP_TOKENS, Footprint, predict
 from serving.runner.memory import anonymous_bytes
+from serving.settings import calm_hub, hub_token, process_environment
 from serving.weights.checkpoint import Checkpoint, SafetensorsCheckpoint
-from serving.weights.headers import read_headers
 from serving.weights.model_config import ModelConfig
 
 FITS, FITS_NOT, BAD_USAGE = 0, 1, 2
@@ -103,11 +104,13 @@ def command(
 
 
 def load(model: str, revision: str | None, dtype: str | None) -> Model:
-    """Read what is known of a model without its weights. Raises ModelError."""
+    """Read what is known of a model without its weights. Raises ConfigurationError."""
     if Path(model).is_dir():
         directory, checkpoint = Path(model), SafetensorsCheckpoint(Path(model))
     else:
-        directory, checkpoint = read_headers(model, revision)  # type: ignore[assignment]
+        calm_hub()  # before its client is imported
+        read_headers = import_module("serving.weights.headers").read_headers
+        directory, checkpoint = read_headers(model, revision, hub_token(process_environment()))
     config = ModelConfig.load(directory)
     name = dtype or config.dtype or "float32"
     if name not in DTYPES:

@@ -69,7 +69,7 @@ def fetch(
     try:
         info = _ask(api, repository, revision, PAUSES_S if missing else ())
     except Exception as error:  # what the client's transport raises has another name in each of its versions
-        reason = _reason(error, repository, revision, token)
+        why = reason(error, repository, revision, token)
         if isinstance(error, OfflineModeIsEnabled):
             if missing:
                 raise ConfigurationError(
@@ -77,9 +77,9 @@ def fetch(
                     f"{revision}); start once without it, or name another cache with --huggingface-hub-cache."
                 ) from error
         elif missing or isinstance(error, RevisionNotFoundError):
-            raise ConfigurationError(reason) from error
+            raise ConfigurationError(why) from error
         else:
-            log.warning("%s Serving what the cache holds of it, commit %s.", reason, kept.name)
+            log.warning("%s Serving what the cache holds of it, commit %s.", why, kept.name)
         return kept, Origin(sha=kept.name)
     source = Repository(repository, info, cache, token)
     try:
@@ -88,7 +88,7 @@ def fetch(
     except WeirError:
         raise
     except Exception as error:
-        raise ConfigurationError(_reason(error, repository, revision, token, cache)) from error
+        raise ConfigurationError(reason(error, repository, revision, token, cache)) from error
     return directory, Origin(sha=source.sha, pipeline_tag=info.pipeline_tag)
 
 
@@ -161,7 +161,7 @@ def _ask(api: HfApi, repository: str, revision: str, pauses_s: Sequence[float]) 
         except Exception as error:  # see `fetch`
             if not _may_pass(error):
                 raise
-            log.warning("%s Trying again in %d s", _reason(error, repository, revision, None), pause_s)
+            log.warning("%s Trying again in %d s", reason(error, repository, revision, None), pause_s)
         time.sleep(pause_s)
     return api.model_info(repository, revision=revision, files_metadata=True)
 
@@ -229,7 +229,7 @@ def _remember(reference: Path, sha: str) -> None:
     fresh.replace(reference)
 
 
-def _reason(error: Exception, repository: str, revision: str, token: str | None, cache: Path | None = None) -> str:
+def reason(error: Exception, repository: str, revision: str, token: str | None, cache: Path | None = None) -> str:
     """What went wrong and what to do, in one line."""
     if isinstance(error, GatedRepoError):
         who = "the account of the token" if token else "an account"
