@@ -27,7 +27,6 @@ MODEL_DIRECTORY = "/opt/ml/model"
 ADAPTER_DIRECTORY = "/opt/ml/adapters"
 BIND_LABEL = "com.amazonaws.sagemaker.capabilities.accept-bind-to-port"
 KEPT_LINES = 200
-KILLED = 137
 
 Log = Callable[[str], None]
 
