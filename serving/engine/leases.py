@@ -33,6 +33,7 @@ class Leases:
         self._most = most
         self._leases: OrderedDict[Key, _Lease] = OrderedDict()  # the longest unheard of first
         self._due: list[tuple[float, Key]] = []  # a heap; entries of leases that are gone are passed over
+        self._noted: set[tuple[float, Key]] = set()  # what is in it: not an entry for every request of a session
 
     def __len__(self) -> int:
         return len(self._leases)
@@ -51,7 +52,9 @@ class Leases:
             self._allocator.lease(block)
         if key in self._leases:
             self._let_go(key)
-        heapq.heappush(self._due, (expires, key))
+        if (expires, key) not in self._noted:
+            self._noted.add((expires, key))
+            heapq.heappush(self._due, (expires, key))
         self._leases[key] = _Lease(blocks, expires)
         while self._allocator.leased > self._most:
             self._let_go(next(iter(self._leases)))
@@ -64,7 +67,9 @@ class Leases:
     def expire(self, now: float) -> None:
         """End the leases whose time is over."""
         while self._due and self._due[0][0] <= now:
-            _, key = heapq.heappop(self._due)
+            due = heapq.heappop(self._due)
+            self._noted.remove(due)
+            _, key = due
             if key in self._leases and self._leases[key].expires <= now:
                 self._let_go(key)
 

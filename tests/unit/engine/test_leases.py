@@ -94,6 +94,20 @@ def test_a_lease_that_is_renewed_later_lives_on(allocator):
     assert len(leases) == 0
 
 
+def test_the_end_of_a_session_is_noted_once_however_often_it_asks(allocator):
+    leases = Leases(allocator, 9)
+    for _ in range(100):
+        leases.keep(A, [1, 2], 10.0)
+    leases.give_way(9)
+    leases.keep(A, [1, 2], 10.0)
+    assert (len(leases), len(leases._due)) == (1, 1)
+    leases.expire(10.0)
+    assert (len(leases), len(leases._due)) == (0, 0)
+    leases.keep(A, [1, 2], 10.0)
+    leases.expire(10.0)
+    assert len(leases) == 0
+
+
 def test_without_a_share_nothing_is_kept(allocator):
     leases = Leases(allocator, 0)
     leases.keep(A, [1], 10.0)
