@@ -16,21 +16,14 @@ EMPTY_IS_UNSET = ("HF_", "HUGGING_FACE_", "SAGEMAKER_", "SM_")  # SageMaker's SD
 SAGEMAKER_MODEL = "opt/ml/model"
 COMPAT = "usr/local/cuda/compat"
 DRIVER_VERSION = "proc/driver/nvidia/version"
-SHARED_MEMORY = "dev/shm"
-ENOUGH_SHARED_MEMORY = 2**30  # bytes, for NCCL among several devices
 NOT_FOUND, NOT_EXECUTABLE = 127, 126  # as shells have it
 
 
 class Start(NamedTuple):
-    """What is to become of this process.
-
-    Attributes:
-        advice: lines for whoever reads the log.
-    """
+    """What is to become of this process."""
 
     command: list[str]
     environ: dict[str, str]
-    advice: list[str]
 
 
 def prepared(arguments: Sequence[str], environ: Mapping[str, str], root: Path = Path("/")) -> Start:
@@ -41,19 +34,17 @@ def prepared(arguments: Sequence[str], environ: Mapping[str, str], root: Path = 
     """
     prepared_environ = {**environ, **_newer_driver(environ, root)}
     if arguments and arguments[0] != SERVE and not arguments[0].startswith("-"):
-        return Start(list(arguments), prepared_environ, [])
+        return Start(list(arguments), prepared_environ)
     for name in [name for name, value in environ.items() if not value and name.startswith(EMPTY_IS_UNSET)]:
         del prepared_environ[name]
     if _serves_local_model(arguments, prepared_environ, root):
         prepared_environ.setdefault("HF_HUB_OFFLINE", "1")
-    return Start([sys.executable, "-m", "serving", *arguments], prepared_environ, _advice(arguments, environ, root))
+    return Start([sys.executable, "-m", "serving", *arguments], prepared_environ)
 
 
 def main() -> int:
     """Become the command. Returns an exit code only where that cannot be, after one line on standard error."""
     start = prepared(sys.argv[1:], os.environ)
-    for line in start.advice:
-        print(line, file=sys.stderr, flush=True)
     program = start.command[0]
     try:
         os.execvpe(program, start.command, start.environ)
@@ -81,8 +72,9 @@ def _said(arguments: Sequence[str], environ: Mapping[str, str], flag: str, *vari
 
 def _serves_local_model(arguments: Sequence[str], environ: Mapping[str, str], root: Path) -> bool:
     """Whether the model is here whole, so that nobody needs the hub; an adapter's base may be elsewhere."""
-    named = _said(arguments, environ, "--model-id", "MODEL_ID", "HF_MODEL_ID")
-    return (root / (named.lstrip("/") or SAGEMAKER_MODEL) / "config.json").is_file()
+    named = Path(_said(arguments, environ, "--model-id", "MODEL_ID", "HF_MODEL_ID") or f"/{SAGEMAKER_MODEL}")
+    model = root / str(named).lstrip("/") if named.is_absolute() else named
+    return (model / "config.json").is_file() and not (model / "adapter_config.json").exists()
 
 
 def _newer_driver(environ: Mapping[str, str], root: Path) -> dict[str, str]:
@@ -106,24 +98,6 @@ def _version(text: str) -> tuple[int, ...]:
     """The first driver's version in a text, such as 550.54.15; () where there is none."""
     found = re.search(r"\b(\d{3,}(?:\.\d+)+)\b", text)
     return tuple(map(int, found[1].split("."))) if found else ()
-
-
-def _advice(arguments: Sequence[str], environ: Mapping[str, str], root: Path) -> list[str]:
-    devices = _said(arguments, environ, "--num-shard", "NUM_SHARD", "SM_NUM_GPUS")
-    several = devices.isdecimal() and int(devices) > 1
-    if not several or environ.get("NCCL_SHM_DISABLE") == "1":
-        return []
-    try:
-        found = os.statvfs(root / SHARED_MEMORY)
-    except OSError:
-        return []
-    size = found.f_frsize * found.f_blocks
-    if size >= ENOUGH_SHARED_MEMORY:
-        return []
-    return [
-        f"Warning: {devices} devices are to share the model, but /dev/shm has {size // 2**20} MiB, and NCCL may want "
-        "more: start the container with `--shm-size 1g`, or set NCCL_SHM_DISABLE=1."
-    ]
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ SAGEMAKER_MODEL = Path("/opt/ml/model")
 MODEL_FILES = ("config.json", "adapter_config.json")  # one of which tells a model's directory
 ELSEWHERE = re.compile(r"s3://[^/]+.*|\w[\w.-]*(/\w[\w.-]*)?")  # names of models in S3 and on the hub
 SHARED_MEMORY = Path("/dev/shm")
+ENOUGH_SHARED_MEMORY = 2**30  # bytes, for NCCL among several devices
 
 BAD_USAGE = 2
 CANNOT_START = 1
@@ -78,6 +79,8 @@ def launch(argv: Sequence[str], environ: Mapping[str, str], sagemaker_model: Pat
     log.info("Serving the model %s, %s", choice.model_id, choice.reason)
     if shards > 1:
         log.info("Sharing the model out over %d devices", shards)
+        if settings.device != "cpu" and environ.get("NCCL_SHM_DISABLE") != "1":
+            _warn_of_little_shared_memory(shards)
     settings = dataclasses.replace(settings, model_id=choice.model_id, num_shard=shards)
     return _become_gunicorn(settings, environ)
 
@@ -128,6 +131,21 @@ def shard_count(
             f"`sharded` is true but only found {count} CUDA devices; give --num-shard where they are not found"
         )
     return max(1, count)
+
+
+def _warn_of_little_shared_memory(shards: int) -> None:
+    try:
+        found = os.statvfs(SHARED_MEMORY)
+    except OSError:  # no such thing here
+        return
+    size = found.f_frsize * found.f_blocks
+    if size < ENOUGH_SHARED_MEMORY:
+        log.warning(
+            "%d devices are to share the model, but /dev/shm has %d MiB, and NCCL may want more: start the container "
+            "with `--shm-size 1g`, or set NCCL_SHM_DISABLE=1.",
+            shards,
+            size // 2**20,
+        )
 
 
 def _usable_gpus(environ: Mapping[str, str], devices: Path) -> int:

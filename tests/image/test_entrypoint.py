@@ -136,6 +136,7 @@ def test_a_local_model_needs_no_hub(script):
     put(script.root, "opt/ml/model/config.json")
     assert script("serve").environ["HF_HUB_OFFLINE"] == "1"
     assert script("serve", HF_MODEL_ID="/opt/ml/model").environ["HF_HUB_OFFLINE"] == "1"
+    assert script("serve", HF_MODEL_ID="//opt/ml/model/").environ["HF_HUB_OFFLINE"] == "1"
     assert script("serve", HF_MODEL_ID="").environ["HF_HUB_OFFLINE"] == "1"
     assert script("serve", HF_HUB_OFFLINE="").environ["HF_HUB_OFFLINE"] == "1"
     assert script("serve", HF_HUB_OFFLINE="0").environ["HF_HUB_OFFLINE"] == "0"
@@ -152,6 +153,17 @@ def test_a_model_of_the_hub_needs_it(script):
         assert "HF_HUB_OFFLINE" not in start.environ
     put(script.root, "adapter/adapter_config.json")
     assert "HF_HUB_OFFLINE" not in script("--model-id", "/adapter").environ, "its base may be there"
+    put(script.root, "adapter/config.json")
+    assert "HF_HUB_OFFLINE" not in script("--model-id", "/adapter").environ, "it is an adapter all the same"
+
+
+def test_a_relative_path_is_looked_up_where_the_server_will(script, tmp_path, monkeypatch):
+    put(tmp_path, "here/models/mine/config.json")
+    put(script.root, "models/other/config.json")
+    monkeypatch.chdir(tmp_path / "here")
+    assert script("--model-id", "models/mine").environ["HF_HUB_OFFLINE"] == "1"
+    assert script("--model-id", "./models/mine/").environ["HF_HUB_OFFLINE"] == "1"
+    assert "HF_HUB_OFFLINE" not in script("--model-id", "models/other").environ
 
 
 @pytest.mark.parametrize(
@@ -184,39 +196,3 @@ def test_an_older_driver_gets_the_newer_library_that_the_image_brings(script, ho
 def test_without_the_library_the_driver_is_left_alone(script):
     put(script.root, "proc/driver/nvidia/version", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  470.1.1  x")
     assert "LD_LIBRARY_PATH" not in script("serve").environ
-
-
-@pytest.mark.parametrize(
-    ("arguments", "environ", "advised"),
-    [
-        (["serve"], {"SM_NUM_GPUS": "4"}, True),
-        (["--num-shard", "2"], {}, True),
-        (["--num-shard=2"], {}, True),
-        (["serve"], {"NUM_SHARD": "8"}, True),
-        (["--num-shard=1"], {"SM_NUM_GPUS": "4"}, False),
-        (["serve"], {}, False),
-        (["serve"], {"SM_NUM_GPUS": "all"}, False),
-        (["serve"], {"SM_NUM_GPUS": "4", "NCCL_SHM_DISABLE": "1"}, False),
-        (["bash"], {"SM_NUM_GPUS": "4"}, False),
-    ],
-)
-def test_several_devices_want_shared_memory(script, monkeypatch, arguments, environ, advised):
-    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result((4096, 4096, 16384, 0, 0, 0, 0, 0, 0, 255)))
-    advice = script(*arguments, **environ).advice
-    assert bool(advice) == advised
-    if advised:
-        [line] = advice
-        assert "64 MiB" in line
-        assert "--shm-size 1g" in line
-        assert "\n" not in line
-
-
-def test_enough_shared_memory_is_not_mentioned(script, monkeypatch):
-    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result((4096, 4096, 2**18, 0, 0, 0, 0, 0, 0, 255)))
-    assert script("serve", SM_NUM_GPUS="4").advice == []
-
-
-def test_advice_does_not_keep_the_server_from_starting(stand_in):
-    done = run({**stand_in, "SM_NUM_GPUS": "2"}, "serve")
-    assert done.returncode == 0
-    assert done.stderr.count("\n") <= 1

@@ -5,9 +5,11 @@ import json
 import os
 import socket
 import sys
+from functools import partial
 
 import pytest
 
+from serving import launcher
 from serving.errors import ConfigurationError
 from serving.launcher import DEMO_MODEL, check_address, choose_model, gunicorn_arguments, launch, shard_count
 from serving.settings import Settings
@@ -19,6 +21,11 @@ def became(monkeypatch, logging_restored):
     calls = []
     monkeypatch.setattr(os, "execve", lambda *call: calls.append(call))
     return calls
+
+
+def _gpus_of(directory, environ, devices, count=launcher._usable_gpus):
+    """How many may be used of those that have a file in this directory, not in /dev."""
+    return count(environ, directory)
 
 
 @pytest.mark.parametrize("name", ["org/model", "gpt2", "s3://bucket/prefix", "s3://bucket"])
@@ -106,6 +113,38 @@ def test_a_flag_comes_before_a_variable_that_before_sagemakers_and_that_before_w
     (tmp_path / "config.json").write_text("{}")
     launch([*flags, "--port=0", "--hostname=127.0.0.1"], variables, sagemaker_model=tmp_path)
     assert Settings.resolve([], became[0][2]).model_id == (str(tmp_path) if chosen == "the mounted one" else chosen)
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "blocks", "warned"),
+    [
+        (["--num-shard=4"], {}, 16384, True),
+        ([], {"SM_NUM_GPUS": "2"}, 16384, True),
+        ([], {}, 16384, True),  # all GPUs that there are
+        ([], {"CUDA_VISIBLE_DEVICES": "1"}, 16384, False),
+        (["--num-shard=1"], {}, 16384, False),
+        (["--device=cpu", "--num-shard=2"], {}, 16384, False),  # gloo has no need of it
+        (["--num-shard=4"], {"NCCL_SHM_DISABLE": "1"}, 16384, False),
+        (["--num-shard=4"], {}, 2**18, False),
+    ],
+)
+def test_several_devices_want_shared_memory(became, four_gpus, monkeypatch, capsys, flags, environ, blocks, warned):
+    monkeypatch.setattr(launcher, "_usable_gpus", partial(_gpus_of, four_gpus))
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result((4096, 4096, blocks, 0, 0, 0, 0, 0, 0, 255)))
+    launch([*flags, "--model-id=org/model", "--port=0", "--hostname=127.0.0.1"], environ)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "/dev/shm" in line]
+    assert len(became) == 1, "it starts all the same"
+    assert len(lines) == warned
+    if warned:
+        assert " WARN " in lines[0]
+        assert "64 MiB" in lines[0]
+        assert "--shm-size 1g" in lines[0]
+
+
+def test_a_system_without_shared_memory_starts(became, monkeypatch, tmp_path):
+    monkeypatch.setattr(launcher, "SHARED_MEMORY", tmp_path / "missing")
+    launch(["--num-shard=2", "--model-id=org/model", "--port=0", "--hostname=127.0.0.1"], {})
+    assert len(became) == 1
 
 
 def test_a_busy_port_is_refused():
