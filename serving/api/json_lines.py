@@ -3,29 +3,45 @@
 Knows no dialect's fields.
 """
 
+import io
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import closing
 from functools import partial
+from http import HTTPStatus
 from typing import Generic, TypeVar
 
 import msgspec
 from flask import Response
 
 from serving.api import errors
+from serving.api.body import TYPE_PREFIX
 from serving.api.generation import Generation
 from serving.api.schemas import native
 from serving.errors import Overloaded, RequestError, Unavailable
 
 CONTENT_TYPES = ("application/jsonlines", "application/x-jsonlines", "application/jsonl", "application/x-ndjson")
 AT_A_TIME = 16  # lines that are answered together
+MOST = 1024  # lines of a body: their answers are held until the last of them
 
 T = TypeVar("T")
 
 
 def split(body: bytes) -> list[bytes]:
-    """The lines of a body, without the empty ones."""
-    return [line for line in body.splitlines() if line.strip()]
+    """The lines of a body, without the empty ones.
+
+    Raises:
+        Refusal: there are more than `MOST`.
+    """
+    lines: list[bytes] = []
+    for line in io.BytesIO(body):
+        if not line.strip():
+            continue
+        if len(lines) == MOST:
+            text = f"{TYPE_PREFIX}the body holds more than {MOST} lines; send it in several"
+            raise errors.Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, text)
+        lines.append(line)
+    return lines
 
 
 class JSONLines(Generic[T]):
@@ -55,36 +71,58 @@ class JSONLines(Generic[T]):
             ClientGone: nobody is left to tell.
         """
         answers: list[bytes] = []
-        waiting: deque[Callable[[], bytes]] = deque()
-        with ExitStack() as generations:
+        waiting: deque[_Begun] = deque()
+        try:
             for line in lines:
-                answer = self._begun(line, generations)
-                while isinstance(answer, Overloaded) and waiting:  # by this very body, perhaps
-                    answers.append(waiting.popleft()())
-                    answer = self._begun(line, generations)
-                if isinstance(answer, Unavailable):
+                begun = self._begun(line)
+                while isinstance(begun, Overloaded) and waiting:  # by this very body, perhaps
+                    answers.append(_taken(waiting))
+                    begun = self._begun(line)
+                if isinstance(begun, Unavailable):
                     if not answers and not waiting:
-                        raise answer
-                    answer = partial(_failure, answer, errors.native_body)
-                waiting.append(answer)
+                        raise begun
+                    begun = _Begun(partial(_failure, begun, errors.native_body))
+                waiting.append(begun)
                 if len(waiting) == AT_A_TIME:
-                    answers.append(waiting.popleft()())
-            answers += [answer() for answer in waiting]
+                    answers.append(_taken(waiting))
+            while waiting:
+                answers.append(_taken(waiting))
+        finally:
+            for left in waiting:
+                left.close()
         return answers
 
-    def _begun(self, line: T | errors.Refusal, generations: ExitStack) -> Callable[[], bytes] | Unavailable:
-        """A function that waits for a line's answer, or why it cannot be begun now."""
+    def _begun(self, line: T | errors.Refusal) -> "_Begun | Unavailable":
+        """A line whose answer can be waited for, or why it cannot be begun now."""
         if isinstance(line, errors.Refusal):
-            return partial(msgspec.json.encode, native.ErrorBody(error=line.text, error_type="validation"))
+            told = native.ErrorBody(error=line.text, error_type="validation")
+            return _Begun(partial(msgspec.json.encode, told))
         dialect = self._dialect_of(line)
         try:
             generation, finish = self._begin(line)
         except Unavailable as error:
             return error
         except RequestError as error:
-            return partial(_failure, error, dialect)
-        generations.callback(generation.close)
-        return partial(_finished, finish, dialect)
+            return _Begun(partial(_failure, error, dialect))
+        return _Begun(partial(_finished, finish, dialect), generation)
+
+
+class _Begun:
+    """A line that is being answered: `answer` waits for its answer, `close` ends what is unfinished."""
+
+    def __init__(self, answer: Callable[[], bytes], generation: Generation | None = None) -> None:
+        self.answer = answer
+        self._generation = generation
+
+    def close(self) -> None:
+        if self._generation is not None:
+            self._generation.close()
+
+
+def _taken(waiting: deque[_Begun]) -> bytes:
+    """The first one's answer, of which nothing else is held."""
+    with closing(waiting.popleft()) as begun:
+        return begun.answer()
 
 
 def _finished(finish: Callable[[], Response], dialect: errors.Dialect) -> bytes:

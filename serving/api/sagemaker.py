@@ -3,8 +3,8 @@
 Knows no dialect's fields.
 """
 
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 
@@ -84,9 +84,15 @@ class SageMaker:
         """
         self._adapters.check()
         g.session = self._named_session()
-        response = self._routed() or self._answered()
-        if request.headers.get(SESSION) == NEW and NEW_SESSION not in response.headers:
-            self._tell(response, g.session)
+        opened = request.headers.get(SESSION) == NEW
+        with ExitStack() as on_failure:
+            if opened:  # nobody would ever hear of it
+                on_failure.callback(self._sessions.close, g.session, g.get("cache_salt", ""))
+            response = self._routed() or self._answered()
+            if response.status_code < HTTPStatus.BAD_REQUEST:
+                on_failure.pop_all()
+                if opened and NEW_SESSION not in response.headers:
+                    self._tell(response, g.session)
         if CUT in response.headers:  # of our own headers the platform lets only this one through
             response.headers[ATTRIBUTES] = f"cut={response.headers[CUT]}"
         return response
@@ -123,10 +129,11 @@ class SageMaker:
         return self._completions.answer(asked)
 
     def _answer_lines(self) -> Response:
-        lines = read_any(self._bridge, _load_lines)
+        lines = read_any(self._bridge, json_lines.split)
         if not lines:
             raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, TYPE_PREFIX + NO_LINES)
-        answers = json_lines.JSONLines[Asked](self._begin, _dialect_of).answered(lines)
+        asked = self._bridge.offload(_load_lines, lines)  # many, however short they are
+        answers = json_lines.JSONLines[Asked](self._begin, _dialect_of).answered(asked)
         return Response(b"".join(answer + b"\n" for answer in answers), content_type=json_lines.CONTENT_TYPES[0])
 
     def _begin(self, asked: Asked) -> tuple[Generation, Callable[[], Response]]:
@@ -198,8 +205,8 @@ def _load_text(body: bytes) -> CompatGenerateRequest:
         raise Refusal(HTTPStatus.BAD_REQUEST, NOT_UTF_8) from None
 
 
-def _load_lines(body: bytes) -> list[Asked | Refusal]:
-    return [_load_line(line) for line in json_lines.split(body)]
+def _load_lines(lines: Sequence[bytes]) -> list[Asked | Refusal]:
+    return [_load_line(line) for line in lines]
 
 
 def _load_line(line: bytes) -> Asked | Refusal:

@@ -90,6 +90,34 @@ def test_too_many_sessions_are_refused_until_some_end(serve, monkeypatch):
     begin(client)
 
 
+def test_a_session_of_a_request_that_fails_is_not_left_open(serve, monkeypatch):
+    monkeypatch.setattr(sessions, "MOST", 1)
+    client = serve().client
+    new = {SESSION: "NEW_SESSION"}
+    route = {"X-Amzn-SageMaker-Custom-Attributes": "route=/nowhere"}
+    responses = [
+        client.post("/invocations", data=b"{", content_type="application/json", headers=new),
+        ask(client, "NEW_SESSION", {"inputs": ""}),
+        ask(client, "NEW_SESSION", headers=route),
+        end(client, "NEW_SESSION"),
+    ]
+    assert [response.status_code for response in responses] == [400, 422, 404, 400], "and none of them 429"
+    assert not any(NEW in response.headers for response in responses)
+    kept = begin(client)
+    client.post("/invocations", data=b"{", content_type="application/json", headers={SESSION: kept})
+    assert ask(client, kept).status_code == 200, "a session that was there before lives on"
+
+
+def test_one_keys_sessions_do_not_keep_another_out(serve, monkeypatch):
+    monkeypatch.setattr(sessions, "MOST", 2)
+    client = serve(api_key="one\ntwo").client
+    one, two = ({"authorization": f"Bearer {key}"} for key in ("one", "two"))
+    first, _ = begin(client, one), begin(client, one)
+    assert client.post("/invocations", json={"requestType": "NEW_SESSION"}, headers=one).status_code == 429
+    begin(client, two)
+    assert ask(client, first, headers=one).status_code == 200
+
+
 def test_keys_have_sessions_of_their_own(serve):
     client = serve(api_key="one\ntwo").client
     one, two = ({"authorization": f"Bearer {key}"} for key in ("one", "two"))
