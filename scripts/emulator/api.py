@@ -201,7 +201,8 @@ class RuntimeApi:
     def _until_broken(self, exchange: Exchange) -> Iterator[bytes]:
         """The body as it is; where the container breaks off, so does the connection to the client."""
         try:
-            yield from exchange.parts()
+            with exchange:
+                yield from exchange.parts()
         except UpstreamError as error:
             self._journal.say(f"an answer on the OpenAI path broke off: {error}")
             raise ConnectionAbortedError(str(error)) from error

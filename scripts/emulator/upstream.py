@@ -61,6 +61,8 @@ class Address:
 class Exchange:
     """A request that has been sent and an answer that has begun; a context that hangs up at its end.
 
+    Losing it hangs up too: a server whose client resets the connection may drop its answer without closing it.
+
     Args:
         address: the container's.
         path: of the request, which is a POST.
@@ -89,18 +91,22 @@ class Exchange:
         deadline_s: float,
         client: socket.socket | None,
     ) -> None:
-        self._connection = _connect(address, connect_timeout_s)
-        assert self._connection.sock is not None
-        self._watch = _Watch(self._connection.sock, client, deadline_s)
-        self._watch.start()
-        try:
-            self._connection.request(
-                "POST", path, body, {**NOT_ADDED, **headers}, preload_content=False, decode_content=False
-            )
-            self._answer = self._connection.getresponse()
-        except UNREADABLE as error:
-            self.close()
-            raise self._reason(error) from error
+        self._open = contextlib.ExitStack()
+        with contextlib.ExitStack() as opened:
+            connection = _connect(address, connect_timeout_s)
+            opened.callback(connection.close)
+            assert connection.sock is not None
+            self._watch = _Watch(connection.sock, client, deadline_s)
+            opened.callback(self._watch.end)
+            try:
+                connection.request(
+                    "POST", path, body, {**NOT_ADDED, **headers}, preload_content=False, decode_content=False
+                )
+                self._answer = connection.getresponse()
+            except UNREADABLE as error:
+                raise self._reason(error) from error
+            opened.callback(self._answer.close)
+            self._open = opened.pop_all()
         self.status = self._answer.status
         self.headers: Mapping[str, str] = self._answer.headers
 
@@ -110,12 +116,12 @@ class Exchange:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        self.close()
+
     def close(self) -> None:
         """Hang up. May be called again."""
-        self._watch.end()
-        if hasattr(self, "_answer"):
-            self._answer.close()
-        self._connection.close()
+        self._open.close()
 
     def parts(self) -> Iterator[bytes]:
         """The answer's body as it comes.
@@ -162,7 +168,9 @@ def _connect(address: Address, timeout_s: float) -> urllib3.connection.HTTPConne
 
 
 class _Watch:
-    """A thread that cuts the connection to the container when time is up or the client has gone.
+    """A thread that cuts the connection to the container when time is up or the client has gone; it begins at once.
+
+    It holds this and not the exchange, so that a lost exchange can end it.
 
     Attributes:
         cause: why it did; None as long as it has not.
@@ -175,17 +183,29 @@ class _Watch:
         self._seconds = seconds
         self._bell, self._rope = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:
+            self._close()
+            raise
 
     def end(self) -> None:
-        """Stop watching. May be called again, and from any thread but its own."""
+        """Stop watching. May be called again, and from any thread: the collector of garbage runs in any."""
         self._rope.close()
-        self._thread.join()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _close(self) -> None:
+        self._rope.close()
         self._bell.close()
 
     def _run(self) -> None:
+        try:
+            self._watch()
+        finally:
+            self._close()
+
+    def _watch(self) -> None:
         deadline = time.monotonic() + self._seconds
         with selectors.DefaultSelector() as selector:
             selector.register(self._bell, selectors.EVENT_READ)
