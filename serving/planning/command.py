@@ -6,7 +6,7 @@ Starts nothing, reads no weight and pays for nothing.
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -95,11 +95,17 @@ def command(
             raise click.UsageError("say how much --memory the machine has, in GiB")
         return _plan_cpu(planned, demand, memory, as_json)
     wanted = _instances(instance, budget)
+    # Models are built to be weighed: once for every number of GPUs, not for every instance.
+    needed = footprints_on_gpus(planned, demand, (each.gpu_count for each in wanted))
     candidates = sorted(
-        (candidate for each in wanted if (candidate := on_instance(planned, each, demand)) is not None),
+        (
+            on_instance(planned, each, needed[each.gpu_count], demand)
+            for each in wanted
+            if each.gpu_count in needed and (each.gpu.bfloat16 or planned.dtype != torch.bfloat16)
+        ),
         key=lambda candidate: (not candidate.fit.fits, candidate.instance.price),
     )
-    _print_instances(planned, demand, candidates, as_json)
+    _print_instances(planned, demand, needed[1], candidates, as_json)
     return FITS if any(candidate.fit.fits for candidate in candidates) else FITS_NOT
 
 
@@ -126,22 +132,28 @@ def footprint(model: Model, *, device: str, rank_count: int, concurrency: int, l
     )  # fmt: skip
 
 
-def on_instance(model: Model, instance: Instance, demand: Demand) -> Candidate | None:
-    """How the model fits all GPUs of an instance, or `None` where they cannot share it or have not its type."""
-    if model.dtype == torch.bfloat16 and not instance.gpu.bfloat16:
-        return None
-    try:
-        needed = footprint(
-            model, device="cuda", rank_count=instance.gpu_count, concurrency=demand.concurrency, longest=demand.context
-        )
-    except ModelError:
-        if instance.gpu_count == 1:
-            raise
-        return None
-    memory = instance.gpu.memory_mib * 2**20 - GPU_OVERHEAD_BYTES
+def footprints_on_gpus(model: Model, demand: Demand, counts: Iterable[int]) -> dict[int, Footprint]:
+    """What each of 1, and of each of these numbers of GPUs, will hold; without numbers that cannot share the model.
+
+    Raises ModelError where one cannot have it.
+    """
+    found = {}
+    for count in sorted({1, *counts}):
+        try:
+            found[count] = footprint(
+                model, device="cuda", rank_count=count, concurrency=demand.concurrency, longest=demand.context
+            )
+        except ModelError:
+            if count == 1:
+                raise
+    return found
+
+
+def on_instance(model: Model, instance: Instance, needed: Footprint, demand: Demand) -> Candidate:
+    """How the model fits all GPUs of an instance, each of which holds `needed`."""
     fitted = fit(
-        needed, demand, memory_bytes=memory, bandwidth_gb=instance.gpu.bandwidth_gb,
-        max_position=model.config.max_position_embeddings,
+        needed, demand, memory_bytes=instance.gpu.memory_mib * 2**20 - GPU_OVERHEAD_BYTES,
+        bandwidth_gb=instance.gpu.bandwidth_gb, max_position=model.config.max_position_embeddings,
     )  # fmt: skip
     return Candidate(instance, needed, fitted)
 
@@ -153,8 +165,9 @@ def _instances(name: str | None, budget: float | None) -> list[Instance]:
     return [each for each in wanted if budget is None or each.price <= budget]
 
 
-def _print_instances(model: Model, demand: Demand, candidates: Sequence[Candidate], as_json: bool) -> None:
-    whole = footprint(model, device="cuda", rank_count=1, concurrency=demand.concurrency, longest=demand.context)
+def _print_instances(
+    model: Model, demand: Demand, whole: Footprint, candidates: Sequence[Candidate], as_json: bool
+) -> None:
     if as_json:
         click.echo(json.dumps({
             "dtype": str(model.dtype).removeprefix("torch."), "demand": dataclasses.asdict(demand),

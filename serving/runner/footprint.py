@@ -13,6 +13,7 @@ from serving.layers.attention.select import select as select_attention
 from serving.layers.builder import Built, LayerBuilder
 from serving.layers.linear import packs
 from serving.models.select import select_own
+from serving.parallel import OneRank
 from serving.runner.inputs import mask_bounds
 from serving.weights.checkpoint import Checkpoint
 from serving.weights.model_config import ModelConfig
@@ -40,21 +41,11 @@ class Footprint:
     step_bytes: int
 
 
-@dataclass(slots=True)
-class _FirstRank:
-    """The first of so many ranks, none of which is there."""
+class _FirstRank(OneRank):
+    """The first of so many ranks, of which the others are not there: what it computes is nobody's answer."""
 
-    size: int
-    rank: int = 0
-
-    def sum(self, x: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
-
-    def gather(self, x: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
-
-    def smallest(self, number: int) -> int:
-        raise NotImplementedError
+    def __init__(self, size: int) -> None:
+        self.size = size
 
 
 def predict(

@@ -44,8 +44,6 @@ log = logging.getLogger("serving.runner")
 _NOT_WEIGHTS = ("rotary_emb.inv_freq", "attn.bias", "attn.masked_bias", "attention.bias", "attention.masked_bias",
                 "lm_head.weight", "embed_out.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight",
                 "EncDecAttention.relative_attention_bias.weight")  # fmt: skip
-# What these compute does not stay in the range of float16: they were trained in a wider type.
-_TOO_WIDE_FOR_FLOAT16 = ("mt5", "t5", "umt5")
 
 
 def load_runner(options: RunnerOptions, ranks: Ranks | None = None) -> ModelRunner:
@@ -123,7 +121,7 @@ def _dtype(asked: str | None, config: ModelConfig, device: torch.device) -> torc
             log.warning("a CPU does not compute in float16: computing in float32")
             return torch.float32
         return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
-    if dtype == torch.float16 and config.model_type in _TOO_WIDE_FOR_FLOAT16:
+    if dtype == torch.float16 and config.leaves_float16:
         wide = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
         log.warning("%s leaves the range of float16: computing in %s", config.model_type, wide)
         return wide

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-TARGETS = set(re.findall(r"^([a-z -]+?)(?:: image-%)?:", (ROOT / "Makefile").read_text(), re.M))
-TARGETS = {name for line in TARGETS for name in line.split()}
+RULES = re.findall(r"^([a-z -]+?)(?:: image-%)?:", (ROOT / "Makefile").read_text(), re.M)
+TARGETS = {name for rule in RULES for name in rule.split()}
 
 
 def buildspec():

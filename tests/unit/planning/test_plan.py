@@ -14,6 +14,7 @@ from models.cases import CASES, FALLBACK_CASES, randomized
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Qwen3MoeConfig
 
 from serving.planning.command import main
+from serving.runner.footprint import predict
 from serving.runner.frames import RunnerOptions
 from serving.runner.remote import RunnerProcess
 
@@ -141,3 +142,15 @@ def test_a_model_without_an_architecture_here_is_refused_in_one_line(tmp_path, c
     randomized(FALLBACK_CASES["smollm3"]).save_pretrained(tmp_path)
     assert main([str(tmp_path)]) == 2
     assert "no architecture of our own for model type 'smollm3'" in capsys.readouterr().err
+
+
+def test_a_model_is_weighed_once_for_every_number_of_gpus(small, monkeypatch):
+    weighed = []
+
+    def noted(*arguments, rank_count, **keywords):
+        weighed.append(rank_count)
+        return predict(*arguments, rank_count=rank_count, **keywords)
+
+    monkeypatch.setattr("serving.planning.command.predict", noted)
+    assert main([str(small), "--json"]) == 0
+    assert weighed == [1, 4, 8]
