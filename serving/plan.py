@@ -10,6 +10,18 @@ from msgspec import Struct
 from serving.protocol import SamplingParams
 
 
+class NewAdapter(Struct, frozen=True, array_like=True):
+    """A LoRA adapter for the device to load.
+
+    Attributes:
+        number: at least 1, and never used for another adapter.
+        directory: holds adapter_config.json and adapter_model.safetensors.
+    """
+
+    number: int
+    directory: str
+
+
 class NewRow(Struct, frozen=True, kw_only=True, array_like=True):
     """What the device must remember of a sequence, sent once before its first row.
 
@@ -17,6 +29,7 @@ class NewRow(Struct, frozen=True, kw_only=True, array_like=True):
         token_ids: everything known so far: the prompt, and what was generated if the sequence moves to a new runner.
         prompt_length: how many of `token_ids` are the prompt.
         encoder_token_ids: the text that an encoder-decoder's encoder reads; empty for a decoder alone.
+        adapter: the number of the loaded adapter that it is computed with; 0 for the model as it is.
     """
 
     sequence_id: int
@@ -24,6 +37,7 @@ class NewRow(Struct, frozen=True, kw_only=True, array_like=True):
     prompt_length: int
     sampling: SamplingParams
     encoder_token_ids: list[int] = []
+    adapter: int = 0
 
 
 class Row(Struct, frozen=True, kw_only=True, array_like=True):
@@ -44,11 +58,18 @@ class Row(Struct, frozen=True, kw_only=True, array_like=True):
 
 
 class StepPlan(Struct, frozen=True, kw_only=True, array_like=True):
-    """One forward: `started` is taken in first, then `rows` are computed, `finished` is forgotten before both."""
+    """One forward: `started` is taken in first, then `rows` are computed, `finished` is forgotten before both.
+
+    Attributes:
+        dropped: numbers of adapters that no row uses any more; they are forgotten next.
+        adapters: to be loaded then, before `started` is taken in.
+    """
 
     rows: list[Row]
     started: list[NewRow] = []
     finished: list[int] = []
+    dropped: list[int] = []
+    adapters: list[NewAdapter] = []
 
 
 class Choice(Struct, frozen=True, array_like=True):
@@ -83,9 +104,14 @@ class RowResult(Struct, frozen=True, kw_only=True, array_like=True):
 
 
 class StepResult(Struct, frozen=True, kw_only=True, array_like=True):
-    """The results of a plan's rows, in their order."""
+    """The results of a plan's rows, in their order.
+
+    Attributes:
+        refused: by its number, why an adapter of the plan was not loaded; nothing is left of it.
+    """
 
     rows: list[RowResult]
+    refused: dict[int, str] = {}
 
 
 class ModelFacts(Struct, frozen=True, kw_only=True, array_like=True):

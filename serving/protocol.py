@@ -114,6 +114,7 @@ class Request(Struct, frozen=True, kw_only=True):
         prompt_token_ids: at least one id, all inside the vocabulary; what the answer goes on from.
         encoder_token_ids: the text that an encoder-decoder answers, all ids inside the vocabulary; its prompt is but
             the id that answers begin with. Empty for a decoder alone.
+        adapter: the number of the LoRA adapter that answers; 0 for the model as it is.
         cache_salt: keeps one tenant's cached prefixes apart from another's.
         session: which one it belongs to, if any.
         deadline: when its answer is cut with what is there, in seconds of `time.monotonic()`.
@@ -123,6 +124,7 @@ class Request(Struct, frozen=True, kw_only=True):
     sampling: SamplingParams
     stop: StopParams
     encoder_token_ids: list[int] = []
+    adapter: int = 0
     cache_salt: str = ""
     session: Session | None = None
     deadline: float | None = None

@@ -38,6 +38,8 @@ class RunnerOptions(Struct, frozen=True, kw_only=True):
         grammars: whether rows may have a grammar.
         eos_token_ids: the ids that may end a text under a grammar.
         rank_count: how many devices share the model out; each has a process.
+        max_adapters: LoRA adapters for which memory is set aside; without any, layers cannot be adapted.
+        max_adapter_rank: the largest rank that one of them may have.
     """
 
     model_dir: str
@@ -55,6 +57,8 @@ class RunnerOptions(Struct, frozen=True, kw_only=True):
     grammars: bool = False
     eos_token_ids: list[int] = []
     rank_count: int = 1
+    max_adapters: int = 0
+    max_adapter_rank: int = 64
     log_json: bool = False
     log_level: str = "info"
 
