@@ -30,7 +30,7 @@ _CALM = re.compile(rf"\^?(?:{_ATOM}|\|)*(?:\((?:\?:)?(?:{_ATOM}|\|)+\))?(?:{_ATO
 _REPETITION = re.compile(r"(?<!\()[*+?]")
 _MOST_REPETITIONS, _MOST_REPEATING_KEYS = 2, 64
 _LONGEST = 256  # characters of a key, and of a module's name
-_ADVICE = "merge it with peft's merge_and_unload and serve the result"
+ADVICE = "merge it with peft's merge_and_unload and serve the result"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +57,10 @@ class AdapterConfig:
         try:
             said = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
-            raise ModelError(f"{path} cannot be read: {error}") from error
+            reason = (error.strerror if isinstance(error, OSError) else None) or error
+            raise ModelError(f"{ADAPTER_CONFIG} cannot be read: {reason}") from error
         if not isinstance(said, dict):
-            raise ModelError(f"{path} does not hold a JSON object")
+            raise ModelError(f"{ADAPTER_CONFIG} does not hold a JSON object")
         _check(said)
         base = said.get("base_model_name_or_path")
         if not isinstance(base, str) or not base or not base.isprintable():
@@ -88,7 +89,7 @@ class AdapterConfig:
         if rank < 1:
             raise ModelError(f"the adapter's matrices for {module} have the rank 0; was it saved whole?")
         if self.alphas and len(module) > _LONGEST:
-            raise ModelError(f"the adapter names a module with {len(module)} characters; {_ADVICE}")
+            raise ModelError(f"the adapter names a module with {len(module)} characters; {ADVICE}")
         found = (alpha for key, alpha in self.alphas if key.match(module))
         return next(found, self.alpha) / (math.sqrt(rank) if self.rank_stabilized else rank)
 
@@ -107,25 +108,23 @@ def _patterns(said: Mapping[str, Any]) -> Sequence[tuple[re.Pattern[str], float]
         repetitions = len(_REPETITION.findall(key))
         repeating += repetitions > 0
         if len(key) > _LONGEST or repetitions > _MOST_REPETITIONS or not _CALM.fullmatch(key):
-            raise ModelError(
-                f"{ADAPTER_CONFIG}: alpha_pattern has {key[:_LONGEST]!r}, too much of a pattern: {_ADVICE}"
-            )
+            raise ModelError(f"{ADAPTER_CONFIG}: alpha_pattern has {key[:_LONGEST]!r}, too much of a pattern: {ADVICE}")
     if repeating > _MOST_REPEATING_KEYS:
-        raise ModelError(f"{ADAPTER_CONFIG}: alpha_pattern has {repeating} keys with repetitions: {_ADVICE}")
+        raise ModelError(f"{ADAPTER_CONFIG}: alpha_pattern has {repeating} keys with repetitions: {ADVICE}")
     try:
         return tuple((re.compile(rf"(.*\.)?({key})$"), _number(alpha)) for key, alpha in said.items())
     except re.error as error:
-        raise ModelError(f"{ADAPTER_CONFIG}: alpha_pattern has a broken pattern ({error}): {_ADVICE}") from error
+        raise ModelError(f"{ADAPTER_CONFIG}: alpha_pattern has a broken pattern ({error}): {ADVICE}") from error
 
 
 def _check(said: Mapping[str, Any]) -> None:
     kind = said.get("peft_type")
     if kind != "LORA":
-        raise ModelError(f"the adapter is of the kind {kind!r}; only LORA is merged while loading: {_ADVICE}")
+        raise ModelError(f"the adapter is of the kind {kind!r}; only LORA is served: {ADVICE}")
     if unknown := sorted(key for key, value in said.items() if value and key not in _UNDERSTOOD):
-        raise ModelError(f"the adapter has {unknown[0]}, which is not merged while loading: {_ADVICE}")
+        raise ModelError(f"the adapter has {unknown[0]}, which is not served: {ADVICE}")
     if (rank := said.get("r")) is not None and (not isinstance(rank, int) or rank < 1):
         raise ModelError(f"{ADAPTER_CONFIG} is broken: the rank r is {rank!r}")
     start = said.get("init_lora_weights")
     if (start.lower() if isinstance(start, str) else start) not in _INNOCENT_STARTS:
-        raise ModelError(f"the adapter started as {start!r}, which changes its base as well: {_ADVICE}")
+        raise ModelError(f"the adapter started as {start!r}, which changes its base as well: {ADVICE}")

@@ -10,7 +10,8 @@ from models.hand_fed import Ours, row, worst_difference
 from safetensors.torch import save_file
 
 from serving.errors import ModelError
-from serving.weights.adapters import PREFIX, MergedCheckpoint
+from serving.weights.adapter_file import PREFIX
+from serving.weights.adapters import MergedCheckpoint
 from serving.weights.checkpoint import SafetensorsCheckpoint
 
 IDS = [(11 * i) % 131 for i in range(30)]
@@ -129,8 +130,8 @@ def test_the_merge_is_computed_in_float32_and_rounded_once(tmp_path):
         ({f"{PREFIX}{Q}.lora_A.weight": (4, 64)}, "without its other half"),
         ({"lora.q.weight": (4, 64)}, "not named as peft names tensors"),
         ({f"{PREFIX}model.layers.9.mlp.up_proj.weight": (4, 4)}, "which the base model's weights do not hold"),
-        ({f"{PREFIX}{Q}.lora_magnitude_vector.weight": (64,)}, "of a kind that is not merged"),
-        ({f"{PREFIX}model.embed_tokens.lora_embedding_A": (4, 131)}, "of a kind that is not merged"),
+        ({f"{PREFIX}{Q}.lora_magnitude_vector.weight": (64,)}, "of a kind that is not served"),
+        ({f"{PREFIX}model.embed_tokens.lora_embedding_A": (4, 131)}, "of a kind that is not served"),
         ({f"{PREFIX}{Q}.lora_A.weight": (4, 63), f"{PREFIX}{Q}.lora_B.weight": (64, 4)}, "do not fit the base's"),
         ({f"{PREFIX}{Q}.lora_A.weight": (4, 64), f"{PREFIX}{Q}.lora_B.weight": (64, 5)}, "do not fit the base's"),
         ({f"{PREFIX}lm_head.weight": (132, 64)}, r"has the shape \[132, 64\] and the base's \[131, 64\]"),
