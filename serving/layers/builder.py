@@ -19,6 +19,7 @@ from serving.layers.attention.kv_cache import KVShape
 from serving.layers.attention.position_bias import LinearBias, PositionBias, Reads, RelativeBias
 from serving.layers.embedding import Embedding, Scaled, SplitEmbedding
 from serving.layers.linear import HeadLinear, Linear, SplitHead, SummedLinear, WideLinear, make_linear
+from serving.layers.lora import AdapterSlots, Part
 from serving.layers.moe import BiasedRouter, GroupRouter, Router, SummedExperts, make_experts
 from serving.layers.norm import HeadLayerNorm, LayerNorm, SplitRMSNorm, make_rms_norm, make_wide_rms_norm
 from serving.layers.rotary import (
@@ -69,14 +70,16 @@ class LayerBuilder:
         device: where every weight is kept.
         attention: makes all attention layers.
         ranks: those that share the model out among them.
+        adapters: makes the linear layers of decoders adaptable; without it none is.
     """
 
     def __init__(
         self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, attention: AttentionMaker,
-        ranks: Ranks | None = None,
+        ranks: Ranks | None = None, adapters: AdapterSlots | None = None,
     ) -> None:  # fmt: skip
         self._checkpoint, self._dtype, self._device, self._attention = checkpoint, dtype, device, attention
         self._ranks: Ranks = ranks or OneRank()
+        self._adapters = adapters
         self._prefix, self._transposed = "", False
         self._vocabularies: dict[str, Tensor] = {}
         self.built = Built()
@@ -106,9 +109,7 @@ class LayerBuilder:
 
         Raises ModelError.
         """
-        weights = [self._weight(name) for name in names]
-        biases = [self._read(f"{name}.bias") for name in names] if bias else None
-        return self._column(names[0], weights, biases, heads)
+        return self._column(names, lambda tensor: [tensor], bias=bias, heads=heads)
 
     def fused_column(self, name: str, *sizes: int, bias: bool = False, heads: Sequence[int] | None = None) -> nn.Module:
         """Linear layers over one input that the checkpoint keeps one below the other, `sizes` outputs each.
@@ -118,11 +119,13 @@ class LayerBuilder:
 
         Raises ModelError.
         """
-        weight = self._weight(name)
-        if len(weight) != sum(sizes):
-            raise ModelError(f"{self._prefix}{name} has {len(weight)} outputs, but config.json says {sum(sizes)}")
-        biases = self._read(f"{name}.bias").split(sizes) if bias else None
-        return self._column(name, weight.split(sizes), biases, heads)
+
+        def split(tensor: Tensor) -> Sequence[Tensor]:
+            if len(tensor) != sum(sizes):
+                raise ModelError(f"{self._prefix}{name} has {len(tensor)} outputs, but config.json says {sum(sizes)}")
+            return tensor.split(sizes)
+
+        return self._column([name], split, bias=bias, heads=heads)
 
     def interleaved_column(self, name: str, groups: int, *shares: int, bias: bool = False) -> nn.Module:
         """Linear layers over one input that the checkpoint keeps mixed: `groups` times a share of the outputs of each.
@@ -140,19 +143,23 @@ class LayerBuilder:
             parts = tensor.unflatten(0, (groups, sum(shares), -1)).split(shares, 1)
             return [part.flatten(0, 2) for part in parts]
 
-        biases = sorted_out(self._read(f"{name}.bias")) if bias else None
-        return self._column(name, sorted_out(self._weight(name)), biases, [groups * share for share in shares])
+        return self._column([name], sorted_out, bias=bias, heads=[groups * share for share in shares])
 
     def row(self, name: str, bias: bool = False) -> nn.Module:
         """A linear layer whose input a `column` layer made; ranks share the inputs out. Raises ModelError."""
-        weight, offset = self._row_weight(name), self._tensor(f"{name}.bias") if bias else None
+        weight = self._weight(name)
+        columns = self._own_inputs(name, weight)
+        kept, offset = self._kept([weight[:, columns]]), self._tensor(f"{name}.bias") if bias else None
         if self._ranks.size == 1:
-            return make_linear(weight, offset)
-        return SummedLinear(make_linear(weight, None), offset, self._ranks)
+            return self._adapted(make_linear(kept, offset), [name], [weight], columns=columns)
+        part = self._adapted(make_linear(kept, None), [name], [weight], columns=columns)
+        return SummedLinear(part, offset, self._ranks)
 
     def replicated(self, name: str, bias: bool = False) -> nn.Module:
         """A linear layer that every rank computes whole. Raises ModelError."""
-        return make_linear(self._kept([self._weight(name)]), self._tensor(f"{name}.bias") if bias else None)
+        weight = self._weight(name)
+        linear = make_linear(self._kept([weight]), self._tensor(f"{name}.bias") if bias else None)
+        return self._adapted(linear, [name], [weight])
 
     def latent_projections(self, name: str, heads: int, key_dim: int, value_dim: int) -> tuple[nn.Module, nn.Module]:
         """The up-projection of multi-head latent attention, where each head's keys stand above its values.
@@ -415,10 +422,39 @@ class LayerBuilder:
         return whole.chunk(count)
 
     def _column(
-        self, name: str, weights: Sequence[Tensor], biases: Sequence[Tensor] | None, heads: Sequence[int] | None
-    ) -> nn.Module:
-        weight = self._kept(self._shares(name, weights, heads))
-        return make_linear(weight, None if biases is None else self._kept(self._shares(name, biases, heads)))
+        self, names: Sequence[str], split: Callable[[Tensor], Sequence[Tensor]], *, bias: bool,
+        heads: Sequence[int] | None,
+    ) -> nn.Module:  # fmt: skip
+        """`split` tells the layers apart that one of the checkpoint's tensors holds."""
+
+        def own(tensors: Iterable[Tensor]) -> list[Tensor]:
+            return self._shares(names[0], [part for tensor in tensors for part in split(tensor)], heads)
+
+        weights = [self._weight(name) for name in names]
+        offset = self._kept(own(self._read(f"{name}.bias") for name in names)) if bias else None
+        return self._adapted(make_linear(self._kept(own(weights)), offset), names, weights, own)
+
+    def _adapted(
+        self, linear: nn.Module, names: Sequence[str], weights: Sequence[Tensor],
+        own: Callable[[Iterable[Tensor]], Sequence[Tensor]] = list, columns: slice | None = None,
+    ) -> nn.Module:  # fmt: skip
+        """The layer made ready for adapters, if there are to be any.
+
+        Args:
+            own: what is kept of the weights' outputs, in the layer's order; all of it unless said.
+            columns: which inputs are kept; all of them unless said.
+        """
+        if self._adapters is None:
+            return linear
+        whole = torch.arange(sum(map(len, weights))).split([len(weight) for weight in weights])
+        kept, parts, first = torch.cat(list(own(whole))), list[Part](), 0
+        for name, weight, numbers in zip(names, weights, whole, strict=True):
+            rows = kept[(kept >= numbers[0]) & (kept <= numbers[-1])] - numbers[0]
+            outputs, inputs = slice(first, first + len(rows)), columns or slice(0, weight.shape[1])
+            shape = (len(weight), weight.shape[1])
+            parts.append(Part(f"{self._prefix}{name}.weight", shape, outputs, rows, inputs))
+            first += len(rows)
+        return self._adapters.layer(linear, parts)
 
     def _shares(self, name: str, tensors: Sequence[Tensor], heads: Sequence[int] | None) -> list[Tensor]:
         """This rank's outputs of layers over one input; see `column`."""
@@ -446,8 +482,10 @@ class LayerBuilder:
 
     def _row_weight(self, name: str) -> Tensor:
         weight = self._weight(name)
-        inputs = weight.shape[1]
-        return self._kept([weight[:, self._span(name, inputs, inputs, repeated=False)]])
+        return self._kept([weight[:, self._own_inputs(name, weight)]])
+
+    def _own_inputs(self, name: str, weight: Tensor) -> slice:
+        return self._span(name, weight.shape[1], weight.shape[1], repeated=False)
 
     def _vocabulary(self, name: str, size: int) -> Tensor:
         """This rank's rows of a table; read and kept once, whoever asks."""

@@ -16,6 +16,11 @@ _CGROUP = Path("/sys/fs/cgroup")
 _SELF = Path("/proc/self")
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether that is what an allocator said: of a CPU's torch makes no type of its own."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "memory" in str(error).lower()
+
+
 def cpu_count() -> int:
     """Processors that this process may really use: its affinity, cut by the cgroup's quota."""
     count = len(os.sched_getaffinity(0))

@@ -5,13 +5,15 @@ Knows no engine, no text and no other device.
 
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from serving.errors import GenerationError
+from serving.layers.lora import AdapterSlots, Span
 from serving.models.select import CausalModel
-from serving.plan import Choice, ModelFacts, NewRow, Row, RowResult, StepPlan, StepResult
+from serving.plan import Choice, ModelFacts, NewAdapter, NewRow, Row, RowResult, StepPlan, StepResult
 from serving.runner.encoder import EncoderStates
 from serving.runner.inputs import InputBuilder, Inputs
 from serving.sampling.sampler import Sampler, raw_logprobs
@@ -26,14 +28,16 @@ class ModelRunner:
     Args:
         sampler: `None` on ranks that compute, but choose no tokens: their results are empty.
         encoder: what an encoder-decoder's rows have read; `None` for a decoder alone.
+        adapters: those that the model's layers were built with; `None` where they cannot be adapted.
     """
 
     def __init__(
         self, model: CausalModel, inputs: InputBuilder, sampler: Sampler | None, facts: ModelFacts,
-        encoder: EncoderStates | None = None,
+        encoder: EncoderStates | None = None, adapters: AdapterSlots | None = None,
     ) -> None:  # fmt: skip
         self._model, self._inputs, self._sampler, self._facts = model, inputs, sampler, facts
-        self._encoder = encoder
+        self._encoder, self._adapters = encoder, adapters
+        self._adapter_of: dict[int, int] = {}
         self._wants_prompt_logprobs: dict[int, NewRow] = {}
         self._results: deque[StepResult] = deque()
 
@@ -60,25 +64,16 @@ class ModelRunner:
     @torch.inference_mode()
     def execute(self, plan: StepPlan) -> StepResult:
         """Compute a plan's rows and choose their next tokens."""
-        for sequence_id in plan.finished:
-            if self._sampler is not None:
-                self._sampler.finish(sequence_id)
-            self._wants_prompt_logprobs.pop(sequence_id, None)
-            if self._encoder is not None:
-                self._encoder.finish(sequence_id)
-        for row in plan.started:
-            if self._sampler is not None:
-                self._sampler.start(row)
-            if row.sampling.prompt_logprobs:
-                self._wants_prompt_logprobs[row.sequence_id] = row
-        if self._encoder is not None:
-            self._encoder.start(plan.started)
+        self._finish(plan.finished)
+        refused = self._change_adapters(plan.dropped, plan.adapters)
+        self._start(plan.started)
         if not plan.rows:
-            return StepResult(rows=[])
+            return StepResult(rows=[], refused=refused)
         if self._encoder is None:
             inputs = self._inputs.build(plan.rows)
         else:
             inputs = self._encoder.build(self._inputs, plan.rows)
+        self._use_adapters(plan.rows, inputs)
         hidden = self._model(inputs.batch)
         sampled = [i for i, row in enumerate(plan.rows) if row.sample]
         outcomes = dict(zip(sampled, self._choose(plan.rows, inputs, hidden, sampled), strict=True))
@@ -86,8 +81,46 @@ class ModelRunner:
             rows=[
                 _row_result(row, outcomes.get(i), self._prompt_logprobs(row, hidden, inputs.starts[i]))
                 for i, row in enumerate(plan.rows)
-            ]
+            ],
+            refused=refused,
         )
+
+    def _finish(self, sequence_ids: Sequence[int]) -> None:
+        for sequence_id in sequence_ids:
+            if self._sampler is not None:
+                self._sampler.finish(sequence_id)
+            self._wants_prompt_logprobs.pop(sequence_id, None)
+            self._adapter_of.pop(sequence_id, None)
+            if self._encoder is not None:
+                self._encoder.finish(sequence_id)
+
+    def _start(self, rows: Sequence[NewRow]) -> None:
+        for row in rows:
+            if self._sampler is not None:
+                self._sampler.start(row)
+            if row.sampling.prompt_logprobs:
+                self._wants_prompt_logprobs[row.sequence_id] = row
+            if row.adapter:
+                self._adapter_of[row.sequence_id] = row.adapter
+        if self._encoder is not None:
+            self._encoder.start(rows)
+
+    def _change_adapters(self, dropped: Sequence[int], added: Sequence[NewAdapter]) -> dict[int, str]:
+        """Why adapters were refused, by their numbers."""
+        if self._adapters is None:
+            return {adapter.number: "this server was started without room for adapters" for adapter in added}
+        for number in dropped:
+            self._adapters.drop(number)
+        answers = ((adapter.number, self._adapters.load(adapter.number, Path(adapter.directory))) for adapter in added)
+        return {number: refusal for number, refusal in answers if refusal is not None}
+
+    def _use_adapters(self, rows: Sequence[Row], inputs: Inputs) -> None:
+        if self._adapters is not None:
+            spans = (
+                Span(self._adapter_of.get(row.sequence_id, 0), start, len(row.token_ids))
+                for row, start in zip(rows, inputs.starts, strict=True)
+            )
+            self._adapters.use(spans, len(inputs.batch.input_ids))
 
     def _choose(
         self, rows: Sequence[Row], inputs: Inputs, hidden: Tensor, sampled: list[int]

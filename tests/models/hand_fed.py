@@ -6,6 +6,7 @@ from serving.layers.attention.kv_cache import KVCache
 from serving.layers.attention.select import fastest
 from serving.layers.attention.select import select as select_attention
 from serving.layers.builder import LayerBuilder
+from serving.layers.lora import Span
 from serving.models.select import select as select_model
 from serving.plan import NewRow, Row
 from serving.protocol import SamplingParams
@@ -21,15 +22,18 @@ CPU = torch.device("cpu")
 class Ours:
     """Our model from the files that transformers saved, fed rows by hand."""
 
-    def __init__(self, directory, dtype=torch.float32, device=CPU, weights=None, ranks=None):
+    def __init__(self, directory, dtype=torch.float32, device=CPU, weights=None, ranks=None, adapters=None):
         self.config = ModelConfig.load(directory)
         self.weights = weights or SafetensorsCheckpoint(directory)
         attention = select_attention(fastest(device, dtype))
-        build = LayerBuilder(self.weights, dtype=dtype, device=device, attention=attention, ranks=ranks)
+        build = LayerBuilder(
+            self.weights, dtype=dtype, device=device, attention=attention, ranks=ranks, adapters=adapters
+        )
         self.model = select_model(self.config, directory)(self.config, build)
         cache = KVCache(build.built.kv_shapes, 128, BLOCK, dtype, device)
         self.built = build.built
         self.inputs = InputBuilder(cache, BLOCK, build.built.reads, dtype, device, build.built.token_reads)
+        self.adapters = adapters
         self.texts = None
         if build.built.cross_shapes:
             self.texts = EncoderStates(
@@ -46,9 +50,12 @@ class Ours:
         )
 
     @torch.inference_mode()
-    def logits(self, rows):
-        """Every computed token's logits, row by row."""
+    def logits(self, rows, numbers=()):
+        """Every computed token's logits, row by row; `numbers` are those of the rows' adapters."""
         inputs = self.texts.build(self.inputs, rows) if self.texts else self.inputs.build(rows)
+        if self.adapters is not None:
+            spans = zip(numbers, inputs.starts, (len(row.token_ids) for row in rows), strict=True)
+            self.adapters.use([Span(*span) for span in spans], len(inputs.batch.input_ids))
         logits = self.model.logits(self.model(inputs.batch)).cpu()
         return [logits[start : start + len(row.token_ids)] for start, row in zip(inputs.starts, rows, strict=True)]
 

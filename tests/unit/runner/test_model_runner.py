@@ -196,3 +196,18 @@ def test_positions_beyond_reason_do_not_become_memory(checkpoint, tmp_path, said
     assert (
         load_runner(options(changed(checkpoint, tmp_path, **said), max_total_tokens=256)).facts.max_position <= 1 << 20
     )
+
+
+def test_memory_for_adapters_is_taken_from_the_cache(checkpoint, monkeypatch):
+    taken = []
+    monkeypatch.setattr("serving.runner.assembly.kv_budget", lambda *given: taken.append(given[-1]) or 1 << 20)
+    for adapters in (0, 10_000):  # nothing of them is there yet
+        load_runner(options(checkpoint, max_adapters=adapters))
+    numbers = 3 * 64 * (2 * (64 + 64) + 2 * (64 + 16) + 3 * (64 + 80))  # 3 layers, rank 64: q and o, k and v, the rest
+    assert taken[1] - taken[0] == pytest.approx(10_000 * numbers * 4, rel=0.01)
+
+
+def test_an_encoder_decoder_is_not_adapted_while_it_runs(checkpoint, tmp_path):
+    directory = changed(checkpoint, tmp_path, is_encoder_decoder=True, decoder_start_token_id=0)
+    with pytest.raises(ConfigurationError, match="--max-lora-adapters: an encoder-decoder"):
+        load_runner(options(directory, max_adapters=1))

@@ -11,9 +11,10 @@ import msgspec
 import psutil
 import pytest
 from models.cases import CASES, randomized
+from models.lora_files import random_adapter
 
 from serving.errors import ModelError, RunnerDied
-from serving.plan import NewRow, Row, StepPlan
+from serving.plan import NewAdapter, NewRow, Row, StepPlan
 from serving.protocol import SamplingParams
 from serving.runner.frames import RunnerOptions
 from serving.runner.load import load_runner
@@ -182,3 +183,41 @@ def test_the_process_that_may_run_a_models_own_code_is_handed_no_secrets(monkeyp
         rank.process.wait()
     assert "WEIR_HARMLESS" in handed
     assert not {*secret} & {*handed}
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_adapters_are_loaded_refused_used_and_dropped_by_plans(options, tmp_path, size):
+    adapter = random_adapter(options.model_dir, tmp_path / "adapter", 3, spread=1.0)
+    (tmp_path / "empty").mkdir()
+    runner = RunnerProcess.start(msgspec.structs.replace(options, rank_count=size, max_adapters=1))
+
+    def answer(plan):
+        runner.submit(plan)
+        return runner.collect()
+
+    def first_choice(sequence_id, adapter):
+        row = Row(sequence_id=sequence_id, token_ids=[5, 6, 7], position=0, block_table=[1], sample=True)
+        new = NewRow(
+            sequence_id=sequence_id, token_ids=[5, 6, 7], prompt_length=3, sampling=SamplingParams(), adapter=adapter
+        )
+        return answer(StepPlan(rows=[row], started=[new], finished=[sequence_id - 1])).rows[0].choice
+
+    try:
+        asked = [NewAdapter(1, str(tmp_path / "empty")), NewAdapter(2, str(adapter))]
+        refused = answer(StepPlan(rows=[], adapters=asked)).refused
+        assert list(refused) == [1]
+        assert "adapter_config.json" in refused[1]
+        assert str(tmp_path) not in refused[1]
+        plain, adapted = first_choice(1, 0), first_choice(2, 2)
+        assert adapted.logprob != pytest.approx(plain.logprob, abs=1e-3)
+        assert first_choice(3, 0).logprob == pytest.approx(plain.logprob, abs=1e-5)
+        again = StepPlan(rows=[], finished=[3], dropped=[2], adapters=[NewAdapter(3, str(adapter))])
+        assert answer(again).refused == {}
+        assert first_choice(4, 3).logprob == pytest.approx(adapted.logprob, abs=1e-5)
+    finally:
+        runner.close()
+
+
+def test_without_room_for_adapters_they_are_refused(options, runner):
+    runner.submit(StepPlan(rows=[], adapters=[NewAdapter(1, "anywhere")]))
+    assert runner.collect().refused == {1: "this server was started without room for adapters"}

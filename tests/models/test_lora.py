@@ -1,0 +1,171 @@
+"""Adapters beside a running model equal the same adapters merged into it, in batches of rows with different ones."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from models.cases import CASES, randomized
+from models.hand_fed import CPU, Ours, row, worst_difference
+from models.lora_files import drawn, save_adapter
+from models.rank_threads import on_ranks
+
+from serving.layers.lora import AdapterSlots
+from serving.parallel import OneRank
+from serving.weights.adapter_file import PREFIX
+from serving.weights.adapters import MergedCheckpoint
+from serving.weights.checkpoint import SafetensorsCheckpoint
+
+TEXTS = [[(11 * i + j) % 131 for i in range(20)] for j in range(4)]
+TABLES = [list(range(8 * j + 1, 8 * j + 9)) for j in range(4)]
+WHOSE = (1, 0, 2, 1)  # of each text
+
+
+class Recording(AdapterSlots):
+    """Slots that tell which layers can be adapted."""
+
+    def __init__(self, directory, ranks=None, count=2, max_rank=4):
+        names = SafetensorsCheckpoint(directory).names()
+        super().__init__(
+            names, count=count, max_rank=max_rank, dtype=torch.float32, device=CPU, ranks=ranks or OneRank()
+        )
+        self.parts = []
+
+    def layer(self, linear, parts):
+        self.parts += parts
+        return super().layer(linear, parts)
+
+
+def shapes(slots):
+    return {part.name: part.shape for part in slots.parts}
+
+
+def saved_base(case, directory):
+    randomized(CASES[case]).save_pretrained(directory / "base")
+    return directory / "base"
+
+
+def two_adapters(base, directory):
+    """One for every layer that can be adapted, and one for some of them."""
+    slots = Recording(base)
+    Ours(base, adapters=slots)
+    weights = SafetensorsCheckpoint(base)
+    across = any(tuple(weights.read(part.name).shape) != part.shape for part in slots.parts)
+    assert slots.parts
+    return [
+        save_adapter(directory / "all", drawn(shapes(slots), 1), across),
+        save_adapter(directory / "some", drawn(shapes(slots), 2, rank=2, share=0.5), across),
+    ]
+
+
+def merged_logits(base, adapter, ids):
+    """Of a whole text with the adapter merged into the model, or of the model as it is."""
+    weights = SafetensorsCheckpoint(base)
+    ours = Ours(base, weights=MergedCheckpoint(weights, adapter) if adapter else weights)
+    return ours.logits([row(0, ids, 0, len(ids), TABLES[0])])[0]
+
+
+def mixed_logits(base, adapters, ranks=None):
+    """Of the texts side by side: first most of each as a chunk, then one token of each."""
+    slots = Recording(base, ranks)
+    ours = Ours(base, ranks=ranks, adapters=slots)
+    assert [slots.load(number, directory) for number, directory in enumerate(adapters, 1)] == [None, None]
+    steps = [
+        ours.logits([row(i, ids, start, end, TABLES[i]) for i, ids in enumerate(TEXTS)], WHOSE)
+        for start, end in ((0, 13), (13, 19), (19, 20))
+    ]
+    return [torch.cat(parts) for parts in zip(*steps, strict=True)]
+
+
+@pytest.mark.models
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("case", CASES)
+def test_mixed_batches_equal_merged_models(case, size, tmp_path):
+    base = saved_base(case, tmp_path)
+    adapters = two_adapters(base, tmp_path)
+    got = on_ranks(size, lambda ranks: mixed_logits(base, adapters, ranks))
+    plain = merged_logits(base, None, TEXTS[0])
+    for ids, whose, logits in zip(TEXTS, WHOSE, got, strict=True):
+        want = merged_logits(base, adapters[whose - 1] if whose else None, ids)
+        assert worst_difference(logits, want) < 1e-5
+    assert worst_difference(got[0], plain) > 1e-3  # the adapter does something
+
+
+def loaded(tmp_path, **limits):
+    base = saved_base("llama", tmp_path)
+    slots = Recording(base, **limits)
+    return slots, Ours(base, adapters=slots)
+
+
+def test_a_batch_that_is_one_adapters_alone_and_one_that_is_nobodys(tmp_path):
+    slots, ours = loaded(tmp_path)
+    adapter = save_adapter(tmp_path / "adapter", drawn(shapes(slots), 1))
+    assert slots.load(7, adapter) is None
+    whole = [row(0, TEXTS[0], 0, 20, TABLES[0])]
+    for number, directory in ((7, adapter), (0, None), (7, adapter)):
+        want = merged_logits(tmp_path / "base", directory, TEXTS[0])
+        assert worst_difference(ours.logits(whole, [number])[0], want) < 1e-5
+
+
+def test_what_is_reserved_is_what_the_largest_adapters_take(tmp_path):
+    slots, _ = loaded(tmp_path, count=3, max_rank=5)
+    slots.load_blank()
+    (layers,) = slots._loaded.values()
+    largest = sum(
+        lora.down.nbytes + sum(addend.up.nbytes for addend in lora.addends) for lora in layers.values()
+    )  # fmt: skip
+    assert slots.reserved_bytes == 3 * largest
+
+
+def test_a_blank_adapter_changes_nothing(tmp_path):
+    slots, ours = loaded(tmp_path)
+    whole = [row(0, TEXTS[0], 0, 20, TABLES[0])]
+    assert torch.equal(ours.logits(whole, [slots.load_blank()])[0], ours.logits(whole, [0])[0])
+
+
+def test_a_dropped_adapter_makes_room(tmp_path):
+    slots, _ = loaded(tmp_path, count=1)
+    adapter = save_adapter(tmp_path / "adapter", drawn(shapes(slots), 1))
+    assert slots.load(1, adapter) is None
+    assert slots.load(2, adapter) == "there is room for 1 adapters"
+    slots.drop(1)
+    assert slots.load(2, adapter) is None
+
+
+Q = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({f"{Q}.lora_A.weight": (5, 64), f"{Q}.lora_B.weight": (64, 5)}, r"rank 5 at .*--max-lora-rank is 4"),
+        ({f"{Q}.lora_A.weight": (2, 63), f"{Q}.lora_B.weight": (64, 2)}, "do not fit the base's"),
+        ({f"{Q}.weight": (64, 64)}, "holds .* whole, which a running model has once: merge it"),
+        (
+            {"lm_head.lora_A.weight": (2, 64), "lm_head.lora_B.weight": (131, 2)},
+            "lm_head.weight, which a running model keeps as it is: merge it",
+        ),
+        ({"model.layers.9.x.lora_A.weight": (2, 64)}, "which the base model's weights do not hold"),
+    ],
+)
+def test_what_cannot_be_applied_is_refused_and_leaves_nothing(tmp_path, tensors, words):
+    slots, _ = loaded(tmp_path, count=1)
+    adapter = save_adapter(tmp_path / "adapter", {PREFIX + name: torch.ones(shape) for name, shape in tensors.items()})
+    refusal = slots.load(1, adapter)
+    assert re.search(words, refusal)
+    assert str(tmp_path) not in refusal
+    assert slots.load(2, save_adapter(tmp_path / "good", drawn(shapes(slots), 1))) is None
+
+
+def test_ranks_agree_on_a_refusal(tmp_path):
+    base = saved_base("llama", tmp_path)
+
+    def load(ranks):
+        slots = Recording(base, ranks)
+        Ours(base, ranks=ranks, adapters=slots)
+        directory = save_adapter(tmp_path / f"adapter{ranks.rank}", drawn(shapes(slots), 1))
+        if ranks.rank == 1:
+            Path(directory, "adapter_model.safetensors").write_bytes(b"short")
+        return slots.load(1, directory), len(slots._loaded)
+
+    assert on_ranks(2, load) == ("another rank cannot load the adapter", 0)
