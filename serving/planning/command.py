@@ -76,18 +76,20 @@ def main(arguments: Sequence[str]) -> int:
     "--context", type=click.IntRange(min=1), help="Tokens of a request. [the model's positions, 8192 at most]"
 )
 @click.option("--concurrency", type=click.IntRange(min=1), default=1, help="Requests of that length at once. [1]")
+@click.option("--adapters", type=click.IntRange(min=0), default=0, help="LoRA adapters loaded at a time. [0]")
+@click.option("--adapter-rank", type=click.IntRange(min=1), default=64, help="The largest rank of one. [64]")
 @click.option("--dtype", type=click.Choice(DTYPES), help="Computing type. [the checkpoint's own]")
 @click.option("--revision", help="Revision on the hub.")
 @click.option("--device", type=click.Choice(["cuda", "cpu"]), default="cuda", help="What computes. [cuda]")
 @click.option("--memory", type=click.FloatRange(min=0, min_open=True), help="GiB that a machine without a GPU has.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object in place of the table.")
 def command(
-    model: str, instance: str | None, budget: float | None, context: int | None, concurrency: int, dtype: str | None,
-    revision: str | None, device: str, memory: float | None, as_json: bool,
+    model: str, instance: str | None, budget: float | None, context: int | None, concurrency: int, adapters: int,
+    adapter_rank: int, dtype: str | None, revision: str | None, device: str, memory: float | None, as_json: bool,
 ) -> int:  # fmt: skip
     """See the command's help."""
     planned = load(model, revision, dtype)
-    demand = Demand(context or min(planned.config.max_position_embeddings, 8192), concurrency)
+    demand = Demand(context or min(planned.config.max_position_embeddings, 8192), concurrency, adapters, adapter_rank)
     if demand.context > planned.config.max_position_embeddings:
         raise click.UsageError(f"the model has {planned.config.max_position_embeddings} positions")
     if device == "cpu":
@@ -124,11 +126,12 @@ def load(model: str, revision: str | None, dtype: str | None) -> Model:
     return Model(config, checkpoint, getattr(torch, name))
 
 
-def footprint(model: Model, *, device: str, rank_count: int, concurrency: int, longest: int) -> Footprint:
+def footprint(model: Model, demand: Demand, *, device: str, rank_count: int) -> Footprint:
     """What each of so many devices will hold. Raises ModelError where they cannot share the model."""
     return predict(
         model.config, model.checkpoint, dtype=model.dtype, device_type=device, rank_count=rank_count,
-        step_tokens=max(DEFAULT_STEP_TOKENS[device], concurrency), max_rows=concurrency, longest=longest,
+        step_tokens=max(DEFAULT_STEP_TOKENS[device], demand.concurrency), max_rows=demand.concurrency,
+        longest=demand.context, max_adapters=demand.adapters, max_adapter_rank=demand.adapter_rank,
     )  # fmt: skip
 
 
@@ -140,9 +143,7 @@ def footprints_on_gpus(model: Model, demand: Demand, counts: Iterable[int]) -> d
     found = {}
     for count in sorted({1, *counts}):
         try:
-            found[count] = footprint(
-                model, device="cuda", rank_count=count, concurrency=demand.concurrency, longest=demand.context
-            )
+            found[count] = footprint(model, demand, device="cuda", rank_count=count)
         except ModelError:
             if count == 1:
                 raise
@@ -197,6 +198,7 @@ def _print_model(model: Model, demand: Demand, needed: Footprint) -> None:
         f"{config.max_position_embeddings} positions\n"
         f"asked for: {demand.concurrency} x {demand.context} tokens = "
         f"{demand.concurrency * demand.context * needed.kv_bytes_per_token / 1e9:.2f} GB of cache"
+        + (f", {demand.adapters} adapters = {needed.adapter_bytes / 1e9:.2f} GB" if demand.adapters else "")
     )
 
 
@@ -221,9 +223,9 @@ def _as_json(candidate: Candidate) -> dict[str, Any]:
 def _plan_cpu(model: Model, demand: Demand, memory_gib: float, as_json: bool) -> int:
     # This process has imported what the runner imports; what it holds before it plans is what that starts with.
     imported = anonymous_bytes()
-    needed = footprint(model, device="cpu", rank_count=1, concurrency=demand.concurrency, longest=demand.context)
+    needed = footprint(model, demand, device="cpu", rank_count=1)
     kv_bytes = demand.concurrency * demand.context * needed.kv_bytes_per_token
-    peak = imported + needed.weight_bytes + needed.step_bytes + kv_bytes
+    peak = imported + needed.weight_bytes + needed.step_bytes + needed.adapter_bytes + kv_bytes
     fits = peak <= memory_gib * 2**30
     if as_json:
         click.echo(json.dumps({

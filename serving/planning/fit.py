@@ -15,10 +15,14 @@ class Demand:
     Attributes:
         context: tokens of the longest request, prompt and answer.
         concurrency: how many requests of that length are in the cache at once.
+        adapters: how many LoRA adapters may be loaded at a time.
+        adapter_rank: the largest rank of one.
     """
 
     context: int
     concurrency: int
+    adapters: int = 0
+    adapter_rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ def fit(footprint: Footprint, demand: Demand, *, memory_bytes: int, bandwidth_gb
         bandwidth_gb: GB a second that each reads.
         max_position: positions that the model was made for.
     """
-    kv_bytes = memory_bytes - footprint.weight_bytes - footprint.step_bytes
+    kv_bytes = memory_bytes - footprint.weight_bytes - footprint.step_bytes - footprint.adapter_bytes
     kv_tokens = max(0, kv_bytes // footprint.kv_bytes_per_token)
     read = footprint.weight_bytes + demand.concurrency * demand.context * footprint.kv_bytes_per_token
     return Fit(

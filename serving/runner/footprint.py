@@ -12,6 +12,7 @@ from serving.layers.attention.kv_cache import block_bytes
 from serving.layers.attention.select import select as select_attention
 from serving.layers.builder import Built, LayerBuilder
 from serving.layers.linear import packs
+from serving.layers.lora import AdapterSlots
 from serving.models.select import select_own
 from serving.parallel import OneRank
 from serving.runner.inputs import mask_bounds
@@ -34,11 +35,13 @@ class Footprint:
         weight_bytes: exact.
         kv_bytes_per_token: exact, over all layers.
         step_bytes: about what the largest step needs beside them.
+        adapter_bytes: exact: what is set aside for LoRA adapters.
     """
 
     weight_bytes: int
     kv_bytes_per_token: int
     step_bytes: int
+    adapter_bytes: int = 0
 
 
 class _FirstRank(OneRank):
@@ -50,7 +53,7 @@ class _FirstRank(OneRank):
 
 def predict(
     config: ModelConfig, checkpoint: Checkpoint, *, dtype: torch.dtype, device_type: str, rank_count: int,
-    step_tokens: int, max_rows: int, longest: int,
+    step_tokens: int, max_rows: int, longest: int, max_adapters: int = 0, max_adapter_rank: int = 0,
 ) -> Footprint:  # fmt: skip
     """Predict what one of `rank_count` devices will hold.
 
@@ -60,22 +63,29 @@ def predict(
         step_tokens: the most tokens of a step.
         max_rows: the most sequences in a step.
         longest: tokens of the longest sequence.
+        max_adapters: LoRA adapters that may be loaded at a time.
+        max_adapter_rank: the largest rank of one.
 
     Raises:
         ModelError: the model is not served, cannot be shared out so, or its files do not fit one another.
     """
+    device, ranks = torch.device("meta"), _FirstRank(rank_count)
+    adapters = AdapterSlots(
+        checkpoint.names(), count=max_adapters, max_rank=max_adapter_rank, dtype=dtype, device=device, ranks=ranks
+    )
     build = LayerBuilder(
-        checkpoint, dtype=dtype, device=torch.device("meta"), attention=select_attention("sdpa"),
-        ranks=_FirstRank(rank_count),
+        checkpoint, dtype=dtype, device=device, attention=select_attention("sdpa"), ranks=ranks,
+        adapters=adapters if max_adapters else None,
     )  # fmt: skip
     select_own(config)(config, build)
     whole = footprint_of(
         config, build.built, dtype=dtype, rank_count=rank_count, step_tokens=step_tokens, max_rows=max_rows,
         longest=longest,
     )  # fmt: skip
-    if not packs(device_type, dtype):
-        return whole
-    return replace(whole, weight_bytes=whole.weight_bytes + build.built.tied_bytes)
+    laid_out_anew = build.built.tied_bytes if packs(device_type, dtype) else 0
+    return replace(
+        whole, weight_bytes=whole.weight_bytes + laid_out_anew, adapter_bytes=adapters.reserved_bytes
+    )  # fmt: skip
 
 
 def footprint_of(

@@ -115,6 +115,22 @@ def test_the_exit_code_says_whether_it_fits(small):
     assert planned(small, "--budget", 0.01)[0] == 1
 
 
+def test_room_for_adapters_is_taken_from_the_cache_to_the_byte(small, capsys):
+    asked = ["--instance", "ml.g5.xlarge", "--context", "200", "--json"]
+    assert main([str(small), *asked]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert main([str(small), *asked, "--adapters", "5", "--adapter-rank", "16"]) == 0
+    adapted = json.loads(capsys.readouterr().out)
+    reserved = adapted["footprint"]["adapter_bytes"]
+    numbers = 3 * 16 * (2 * (64 + 64) + 2 * (64 + 16) + 3 * (64 + 80))  # 3 layers, rank 16: q and o, k and v, the rest
+    assert reserved == 5 * numbers * 4
+    kept = plain["footprint"]["kv_bytes_per_token"]
+    assert plain["instances"][0]["kv_tokens"] - adapted["instances"][0]["kv_tokens"] in (
+        reserved // kept,
+        reserved // kept + 1,
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
