@@ -21,12 +21,14 @@ class Decode:
     """One case: `batch` sequences, `context` tokens behind each.
 
     Attributes:
+        adapters: how many the sequences have in turn, numbered from 1; 0 for the model as it is.
         step_s: a turn's mean time of a step.
         cpu_s: the processor time of one in this process, of all threads together.
     """
 
     batch: int
     context: int
+    adapters: int = 0
     step_s: list[float] = field(default_factory=list)
     cpu_s: list[float] = field(default_factory=list)
 
@@ -66,7 +68,7 @@ class StepMeter:
         ids = self._new_ids(case.batch)
         tables = [list(range(1 + i * width, 1 + (i + 1) * width)) for i in range(case.batch)]
         newest = self._random_ids(case.batch)
-        started = [self._started(i, case.context) for i in ids]
+        started = [self._started(i, case, 1 + n % case.adapters if case.adapters else 0) for n, i in enumerate(ids)]
         times, busy = [], []
         for step in range(self._steps + 1):
             position = case.context + step - 1
@@ -106,9 +108,11 @@ class StepMeter:
         self._runner.submit(plan)
         return self._runner.collect()
 
-    def _started(self, sequence_id: int, context: int) -> NewRow:
-        tokens = self._random_ids(context)
-        return NewRow(sequence_id=sequence_id, token_ids=tokens, prompt_length=context, sampling=SamplingParams())
+    def _started(self, sequence_id: int, case: Decode, adapter: int) -> NewRow:
+        return NewRow(
+            sequence_id=sequence_id, token_ids=self._random_ids(case.context), prompt_length=case.context,
+            sampling=SamplingParams(), adapter=adapter,
+        )  # fmt: skip
 
     def _new_ids(self, count: int) -> list[int]:
         self._next_id += count

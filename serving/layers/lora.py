@@ -47,24 +47,23 @@ class Part:
     columns: slice
 
 
-class _Addend(NamedTuple):
-    outputs: slice  # of the layer
-    ranks: slice  # of `LayerLora.down`
-    up: Tensor  # [outputs, ranks]
-
-
 class LayerLora(NamedTuple):
-    """One adapter's matrices for one layer: `down` [ranks of all parts, in], and what is made of its product."""
+    """One adapter's matrices for one layer.
+
+    Attributes:
+        down: of all adapted parts, one below the other: [ranks, in].
+        up: each part's where its outputs and its ranks are, zeros elsewhere: [out, ranks].
+    """
 
     down: Tensor
-    addends: list[_Addend]
+    up: Tensor
 
 
 class _Active(NamedTuple):
-    """An adapter in the current batch, and which tokens are its; `None` where all are."""
+    """An adapter in the current batch, and which tokens are its."""
 
     layers: Mapping[int, LayerLora]
-    tokens: Tensor | None
+    tokens: slice
 
 
 class LoraLinear(nn.Module):
@@ -84,7 +83,7 @@ class LoraLinear(nn.Module):
         y: Tensor = self.linear(x)
         for layers, tokens in self.slots.active:
             if (lora := layers.get(self.place)) is not None:
-                _add(y, x, lora, tokens)
+                y[tokens].addmm_(x[tokens] @ lora.down.T, lora.up.T)
         return y
 
 
@@ -110,7 +109,9 @@ class AdapterSlots:
     @property
     def reserved_bytes(self) -> int:
         """What all adapters together take at most."""
-        numbers = sum(self._max_rank * (_inputs(part) + len(part.rows)) for parts in self._layers for part in parts)
+        numbers = sum(
+            self._max_rank * len(parts) * (_inputs(parts[0]) + _outputs(parts)) for parts in self._layers
+        )  # fmt: skip
         return self._count * numbers * self._dtype.itemsize
 
     def layer(self, linear: nn.Module, parts: Sequence[Part]) -> LoraLinear:
@@ -135,7 +136,8 @@ class AdapterSlots:
     def load_blank(self) -> int:
         """Load the largest adapter there may be, which adds nothing, for measuring. Returns its number."""
         self._loaded[_BLANK] = {
-            place: self._layer_lora([self._blank(part) for part in parts]) for place, parts in enumerate(self._layers)
+            place: self._layer_lora(parts, [self._blank(part) for part in parts])
+            for place, parts in enumerate(self._layers)
         }
         return _BLANK
 
@@ -143,25 +145,21 @@ class AdapterSlots:
         """Forget an adapter that no row uses any more; an unknown one is ignored."""
         self._loaded.pop(number, None)
 
-    def use(self, spans: Iterable[Span], tokens: int) -> None:
-        """Say whose the tokens of the coming batch are.
+    def use(self, spans: Iterable[Span]) -> None:
+        """Say whose the tokens of the coming batch are; those in no span are computed without an adapter.
 
         Args:
-            tokens: how many there are; those in no span are computed without an adapter.
+            spans: in the batch's order. The fewer adapters take turns, the fewer products there are.
         """
-        by_number: dict[int, list[Span]] = {}
+        merged: list[Span] = []
         for span in spans:
-            if span.number:
-                by_number.setdefault(span.number, []).append(span)
+            if merged and merged[-1].number == span.number and merged[-1].start + merged[-1].length == span.start:
+                merged[-1] = merged[-1]._replace(length=merged[-1].length + span.length)
+            elif span.number:
+                merged.append(span)
         self.active = [
-            _Active(self._loaded[number], self._indices(own, tokens)) for number, own in sorted(by_number.items())
+            _Active(self._loaded[span.number], slice(span.start, span.start + span.length)) for span in merged
         ]
-
-    def _indices(self, spans: Sequence[Span], tokens: int) -> Tensor | None:
-        if sum(span.length for span in spans) == tokens:
-            return None
-        indices = [i for span in spans for i in range(span.start, span.start + span.length)]
-        return torch.tensor(indices, dtype=torch.int64, device=self._device)
 
     def _read(self, directory: Path) -> dict[int, LayerLora]:
         adapter = AdapterFile(directory, self._names.__contains__)
@@ -176,7 +174,7 @@ class AdapterSlots:
         for place in sorted({self._places[name] for name in adapter.adapted}):
             parts = self._layers[place]
             found = [(part, lora) for part in parts if (lora := adapter.lora(part.name, part.shape)) is not None]
-            layers[place] = self._layer_lora([self._own(part, lora) for part, lora in found])
+            layers[place] = self._layer_lora(parts, [self._own(part, lora) for part, lora in found])
         return layers
 
     def _own(self, part: Part, lora: Lora) -> tuple[slice, Tensor, Tensor]:
@@ -190,26 +188,19 @@ class AdapterSlots:
         down, up = (torch.zeros(shape) for shape in ((self._max_rank, _inputs(part)), (len(part.rows), self._max_rank)))
         return part.outputs, down, up
 
-    def _layer_lora(self, matrices: Sequence[tuple[slice, Tensor, Tensor]]) -> LayerLora:
+    def _layer_lora(self, parts: Sequence[Part], matrices: Sequence[tuple[slice, Tensor, Tensor]]) -> LayerLora:
         """Copied to where they stay: what an adapter's file gives would change with the file."""
-        addends, first = [], 0
-        for outputs, down, up in matrices:
-            addends.append(
-                _Addend(outputs, slice(first, first + len(down)), up.to(self._device, self._dtype, copy=True))
-            )
-            first += len(down)
-        return LayerLora(torch.cat([down.to(self._device, self._dtype) for _, down, _ in matrices]), addends)
+        down = torch.cat([part_down for _, part_down, _ in matrices]).to(self._device, self._dtype)
+        up, first = torch.zeros((_outputs(parts), len(down)), dtype=self._dtype, device=self._device), 0
+        for outputs, part_down, part_up in matrices:
+            up[outputs, first : first + len(part_down)] = part_up
+            first += len(part_down)
+        return LayerLora(down, up)
 
 
 def _inputs(part: Part) -> int:
     return part.columns.stop - part.columns.start
 
 
-def _add(y: Tensor, x: Tensor, lora: LayerLora, tokens: Tensor | None) -> None:
-    low = (x if tokens is None else x[tokens]) @ lora.down.T
-    for outputs, ranks, up in lora.addends:
-        added = low[:, ranks] @ up.T
-        if tokens is None:
-            y[:, outputs] += added
-        else:
-            y[:, outputs].index_add_(0, tokens, added)
+def _outputs(parts: Sequence[Part]) -> int:
+    return parts[-1].outputs.stop

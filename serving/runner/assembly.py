@@ -127,9 +127,7 @@ class Assembly:
     def _compute_worst_step(self, adapter: int) -> None:
         longest_input, longest, _ = self._reach
         worst = worst_plan(self._step_tokens, self._max_rows, longest, self._loaded.config.vocab_size, longest_input)
-        if adapter:  # but for the first row: tokens of an adapter are copied where not all are its
-            others = [structs.replace(row, adapter=adapter) for row in worst.started[1:]]
-            worst = structs.replace(worst, started=[*worst.started[:1], *others])
+        worst = structs.replace(worst, started=[structs.replace(row, adapter=adapter) for row in worst.started])
         texts = self._encoder([0] * self._max_rows)
         for row in worst.started:
             if texts is not None and not row.encoder_token_ids:

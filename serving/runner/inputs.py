@@ -69,9 +69,11 @@ class InputBuilder:
             classes: of the rows, where it matters more that those of one class stand together.
         """
         singles = sorted((i for i, row in enumerate(rows) if len(row.token_ids) == 1), key=lambda i: -rows[i].position)
+        chunks = [i for i, row in enumerate(rows) if len(row.token_ids) > 1]
         if classes is not None:
             singles.sort(key=classes.__getitem__)
-        order = singles + [i for i, row in enumerate(rows) if len(row.token_ids) > 1]
+            chunks.sort(key=classes.__getitem__)
+        order = singles + chunks
         starts, token_ids, positions = [0] * len(rows), list[int](), list[int]()
         slots: list[int] = []
         for i in order:
@@ -85,7 +87,7 @@ class InputBuilder:
             self._single_tokens([rows[i] for i in members], starts[members[0]])
             for members in self._group(rows, singles)
         ]
-        for i in order[len(singles) :]:
+        for i in chunks:
             groups += self._chunk(rows[i], starts[i])
         batch = ForwardBatch(
             input_ids=self._tensor(token_ids), positions=self._tensor(positions), slots=self._tensor(slots),

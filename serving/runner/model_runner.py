@@ -69,11 +69,7 @@ class ModelRunner:
         self._start(plan.started)
         if not plan.rows:
             return StepResult(rows=[], refused=refused)
-        if self._encoder is None:
-            inputs = self._inputs.build(plan.rows)
-        else:
-            inputs = self._encoder.build(self._inputs, plan.rows)
-        self._use_adapters(plan.rows, inputs)
+        inputs = self._build_inputs(plan.rows)
         hidden = self._model(inputs.batch)
         sampled = [i for i, row in enumerate(plan.rows) if row.sample]
         outcomes = dict(zip(sampled, self._choose(plan.rows, inputs, hidden, sampled), strict=True))
@@ -114,13 +110,15 @@ class ModelRunner:
         answers = ((adapter.number, self._adapters.load(adapter.number, Path(adapter.directory))) for adapter in added)
         return {number: refusal for number, refusal in answers if refusal is not None}
 
-    def _use_adapters(self, rows: Sequence[Row], inputs: Inputs) -> None:
-        if self._adapters is not None:
-            spans = (
-                Span(self._adapter_of.get(row.sequence_id, 0), start, len(row.token_ids))
-                for row, start in zip(rows, inputs.starts, strict=True)
-            )
-            self._adapters.use(spans, len(inputs.batch.input_ids))
+    def _build_inputs(self, rows: Sequence[Row]) -> Inputs:
+        if self._encoder is not None:
+            return self._encoder.build(self._inputs, rows)
+        if self._adapters is None:
+            return self._inputs.build(rows)
+        numbers = [self._adapter_of.get(row.sequence_id, 0) for row in rows]
+        inputs = self._inputs.build(rows, numbers)
+        self._adapters.use(Span(numbers[i], inputs.starts[i], len(rows[i].token_ids)) for i in inputs.order)
+        return inputs
 
     def _choose(
         self, rows: Sequence[Row], inputs: Inputs, hidden: Tensor, sampled: list[int]

@@ -52,10 +52,9 @@ class Ours:
     @torch.inference_mode()
     def logits(self, rows, numbers=()):
         """Every computed token's logits, row by row; `numbers` are those of the rows' adapters."""
-        inputs = self.texts.build(self.inputs, rows) if self.texts else self.inputs.build(rows)
+        inputs = self.texts.build(self.inputs, rows) if self.texts else self.inputs.build(rows, numbers or None)
         if self.adapters is not None:
-            spans = zip(numbers, inputs.starts, (len(row.token_ids) for row in rows), strict=True)
-            self.adapters.use([Span(*span) for span in spans], len(inputs.batch.input_ids))
+            self.adapters.use(Span(numbers[i], inputs.starts[i], len(rows[i].token_ids)) for i in inputs.order)
         logits = self.model.logits(self.model(inputs.batch)).cpu()
         return [logits[start : start + len(row.token_ids)] for start, row in zip(inputs.starts, rows, strict=True)]
 

@@ -9,12 +9,12 @@ import time
 import pytest
 import torch
 
-from scripts import bench_engine, bench_linear, bench_server, bench_step, measure_loading
+from scripts import bench_adapters, bench_engine, bench_linear, bench_server, bench_step, measure_loading
 from scripts.bench import architectures
 from scripts.bench.client import Address, generate_stream
 from scripts.bench.report import percentile
 
-BENCHMARKS = [bench_step, bench_linear, bench_engine, bench_server, measure_loading]
+BENCHMARKS = [bench_step, bench_adapters, bench_linear, bench_engine, bench_server, measure_loading]
 TOKENS = 4
 FIRST_TOKEN_S, GAP_S = 0.06, 0.02
 
@@ -22,7 +22,7 @@ FIRST_TOKEN_S, GAP_S = 0.06, 0.02
 @pytest.fixture(autouse=True)
 def own_process_untouched(monkeypatch):
     """malloc's settings cannot be taken back, and other tests measure this process's memory."""
-    for benchmark in (bench_step, bench_linear):
+    for benchmark in (bench_step, bench_adapters, bench_linear):
         monkeypatch.setattr(benchmark, "keep_freed_memory", lambda: None)
     threads = torch.get_num_threads()
     yield
@@ -104,6 +104,15 @@ def test_step_reports_every_case_beside_the_copy(capsys):
     assert record["weight_bytes_per_step"] == 2 * (2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128) + 512 * 64)
     assert record["environment"]["torch"] == torch.__version__
     assert record["neighbour_cores"] >= 0
+
+
+def test_adapters_are_compared_with_the_model_as_it_is(capsys):
+    tiny = ["--shape", "tiny", "--device", "cpu", "--threads", "1", "--steps", "2", "--repeats", "3"]
+    assert bench_adapters.main([*tiny, "--rank", "4", "--batch", "1", "3", "--adapters", "0", "2"]) == 0
+    record = last_line(capsys)
+    assert [(case["batch"], case["adapters"]) for case in record["results"]] == [(1, 0), (3, 0), (3, 2)]
+    assert all(0 < case["ratio"]["min"] <= case["ratio"]["max"] for case in record["results"])
+    assert record["rank"] == 4
 
 
 def test_step_counts_no_weight_twice(capsys):

@@ -122,7 +122,9 @@ def test_room_for_adapters_is_taken_from_the_cache_to_the_byte(small, capsys):
     assert main([str(small), *asked, "--adapters", "5", "--adapter-rank", "16"]) == 0
     adapted = json.loads(capsys.readouterr().out)
     reserved = adapted["footprint"]["adapter_bytes"]
-    numbers = 3 * 16 * (2 * (64 + 64) + 2 * (64 + 16) + 3 * (64 + 80))  # 3 layers, rank 16: q and o, k and v, the rest
+    numbers = (
+        3 * 16 * (3 * (64 + 96) + (64 + 64) + 2 * (64 + 160) + (80 + 64))
+    )  # 3 layers, rank 16: q to v, o, gate and up, down
     assert reserved == 5 * numbers * 4
     kept = plain["footprint"]["kv_bytes_per_token"]
     assert plain["instances"][0]["kv_tokens"] - adapted["instances"][0]["kv_tokens"] in (

@@ -203,7 +203,9 @@ def test_memory_for_adapters_is_taken_from_the_cache(checkpoint, monkeypatch):
     monkeypatch.setattr("serving.runner.assembly.kv_budget", lambda *given: taken.append(given[-1]) or 1 << 20)
     for adapters in (0, 10_000):  # nothing of them is there yet
         load_runner(options(checkpoint, max_adapters=adapters))
-    numbers = 3 * 64 * (2 * (64 + 64) + 2 * (64 + 16) + 3 * (64 + 80))  # 3 layers, rank 64: q and o, k and v, the rest
+    numbers = (
+        3 * 64 * (3 * (64 + 96) + (64 + 64) + 2 * (64 + 160) + (80 + 64))
+    )  # 3 layers, rank 64: q to v, o, gate and up, down
     assert taken[1] - taken[0] == pytest.approx(10_000 * numbers * 4, rel=0.01)
 
 
