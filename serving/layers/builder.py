@@ -22,6 +22,7 @@ from serving.layers.linear import HeadLinear, Linear, SplitHead, SummedLinear, W
 from serving.layers.lora import AdapterSlots, Part
 from serving.layers.moe import BiasedRouter, GroupRouter, Router, SummedExperts, make_experts
 from serving.layers.norm import HeadLayerNorm, LayerNorm, SplitRMSNorm, make_rms_norm, make_wide_rms_norm
+from serving.layers.rank_weights import RankWeights
 from serving.layers.rotary import (
     Rotary,
     Rotation,
@@ -77,28 +78,25 @@ class LayerBuilder:
         self, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, attention: AttentionMaker,
         ranks: Ranks | None = None, adapters: AdapterSlots | None = None,
     ) -> None:  # fmt: skip
-        self._checkpoint, self._dtype, self._device, self._attention = checkpoint, dtype, device, attention
+        self._dtype, self._device, self._attention = dtype, device, attention
         self._ranks: Ranks = ranks or OneRank()
         self._adapters = adapters
-        self._prefix, self._transposed = "", False
-        self._vocabularies: dict[str, Tensor] = {}
         self.built = Built()
+        self._weights = RankWeights(
+            checkpoint, dtype=dtype, device=device, ranks=self._ranks, on_kept=self._count_kept
+        )  # fmt: skip
 
     def at(self, name: str) -> Self:
         """The same builder, one level deeper in the checkpoint's names; the empty name stays where it is."""
-        deeper = object.__new__(type(self))
-        deeper.__dict__.update(self.__dict__, _prefix=f"{self._prefix}{name}." if name else self._prefix)
-        return deeper
+        return self._over(self._weights.at(name))
 
     def transposed(self) -> Self:
         """The same builder for a checkpoint that keeps the weights of linear layers as [in, out]."""
-        turned = object.__new__(type(self))
-        turned.__dict__.update(self.__dict__, _transposed=True)
-        return turned
+        return self._over(self._weights.transposed())
 
     def has(self, name: str) -> bool:
         """Whether the checkpoint has this tensor here: old and new files of one family may differ in names."""
-        return self._checkpoint.has(self._prefix + name)
+        return self._weights.has(name)
 
     def column(self, *names: str, bias: bool = False, heads: Sequence[int] | None = None) -> nn.Module:
         """Linear layers over one input, fused along their outputs in the order given; ranks share the outputs out.
@@ -121,8 +119,7 @@ class LayerBuilder:
         """
 
         def split(tensor: Tensor) -> Sequence[Tensor]:
-            if len(tensor) != sum(sizes):
-                raise ModelError(f"{self._prefix}{name} has {len(tensor)} outputs, but config.json says {sum(sizes)}")
+            self._weights.check_outputs(name, tensor, sum(sizes))
             return tensor.split(sizes)
 
         return self._column([name], split, bias=bias, heads=heads)
@@ -139,7 +136,9 @@ class LayerBuilder:
 
         def sorted_out(tensor: Tensor) -> list[Tensor]:
             if len(tensor) % (groups * sum(shares)):
-                raise ModelError(f"{self._prefix}{name} has {len(tensor)} outputs, which config.json does not divide")
+                raise ModelError(
+                    f"{self._weights.full_name(name)} has {len(tensor)} outputs, which config.json does not divide"
+                )
             parts = tensor.unflatten(0, (groups, sum(shares), -1)).split(shares, 1)
             return [part.flatten(0, 2) for part in parts]
 
@@ -147,9 +146,9 @@ class LayerBuilder:
 
     def row(self, name: str, bias: bool = False) -> nn.Module:
         """A linear layer whose input a `column` layer made; ranks share the inputs out. Raises ModelError."""
-        weight = self._weight(name)
-        columns = self._own_inputs(name, weight)
-        kept, offset = self._kept([weight[:, columns]]), self._tensor(f"{name}.bias") if bias else None
+        weight = self._weights.weight(name)
+        columns = self._weights.own_inputs(name, weight)
+        kept, offset = self._weights.kept([weight[:, columns]]), self._weights.tensor(f"{name}.bias") if bias else None
         if self._ranks.size == 1:
             return self._adapted(make_linear(kept, offset), [name], [weight], columns=columns)
         part = self._adapted(make_linear(kept, None), [name], [weight], columns=columns)
@@ -157,8 +156,8 @@ class LayerBuilder:
 
     def replicated(self, name: str, bias: bool = False) -> nn.Module:
         """A linear layer that every rank computes whole. Raises ModelError."""
-        weight = self._weight(name)
-        linear = make_linear(self._kept([weight]), self._tensor(f"{name}.bias") if bias else None)
+        weight = self._weights.weight(name)
+        linear = make_linear(self._weights.kept([weight]), self._weights.tensor(f"{name}.bias") if bias else None)
         return self._adapted(linear, [name], [weight])
 
     def latent_projections(self, name: str, heads: int, key_dim: int, value_dim: int) -> tuple[nn.Module, nn.Module]:
@@ -169,14 +168,13 @@ class LayerBuilder:
             attended latents to values, [tokens, heads, latent] -> [tokens, heads, value_dim]; ranks share the heads
             out. Raises ModelError.
         """
-        weight = self._weight(name)
-        if len(weight) != heads * (key_dim + value_dim):
-            raise ModelError(
-                f"{self._prefix}{name} has {len(weight)} outputs, but config.json says {heads * (key_dim + value_dim)}"
-            )
-        own = weight[self._span(name, len(weight), heads, repeated=False)].unflatten(0, (-1, key_dim + value_dim))
+        weight = self._weights.weight(name)
+        self._weights.check_outputs(name, weight, heads * (key_dim + value_dim))
+        own = weight[self._weights.span(name, len(weight), heads, repeated=False)].unflatten(
+            0, (-1, key_dim + value_dim)
+        )
         # Apart: a product over matrices that lie within larger ones copies them first, every time.
-        key, value = (self._kept(part.unbind()) for part in own.split((key_dim, value_dim), 1))
+        key, value = (self._weights.kept(part.unbind()) for part in own.split((key_dim, value_dim), 1))
         return HeadLinear(key.unflatten(0, (-1, key_dim))), HeadLinear(
             value.unflatten(0, (-1, value_dim)).transpose(1, 2)
         )
@@ -186,8 +184,10 @@ class LayerBuilder:
 
         Ranks share the vocabulary out; rank 0 alone has the logits. Raises ModelError.
         """
-        weight = self._vocabulary(tied_to or name, vocab_size)
-        offset = self._kept([self._split_vocabulary(self._read(f"{name}.bias"))]) if bias else None
+        weight = self._weights.vocabulary(tied_to or name, vocab_size)
+        offset = (
+            self._weights.kept([self._weights.split_vocabulary(self._weights.read(f"{name}.bias"))]) if bias else None
+        )
         linear = make_linear(weight, offset)
         if tied_to is not None:
             self.built.tied_bytes = weight.nbytes
@@ -197,18 +197,18 @@ class LayerBuilder:
 
     def embedding(self, name: str, vocab_size: int) -> nn.Module:
         """A token embedding; ranks share the vocabulary out. Raises ModelError."""
-        weight = self._vocabulary(name, vocab_size)
+        weight = self._weights.vocabulary(name, vocab_size)
         return Embedding(weight) if self._ranks.size == 1 else SplitEmbedding(weight, self._ranks)
 
     def position_embedding(self, name: str, positions: int, skipped: int = 0) -> nn.Module:
         """An embedding of so many positions that was learned; its first rows may be skipped. Raises ModelError."""
-        table = self._read(f"{name}.weight")
+        table = self._weights.read(f"{name}.weight")
         if len(table) < skipped + positions:
             raise ModelError(
-                f"{self._prefix}{name}.weight has {len(table)} rows, too few for the {positions} positions that "
-                "config.json says"
+                f"{self._weights.full_name(name)}.weight has {len(table)} rows, too few for the {positions} positions "
+                "that config.json says"
             )
-        return Embedding(self._kept([table[skipped : skipped + positions]]))
+        return Embedding(self._weights.kept([table[skipped : skipped + positions]]))
 
     def scaled_embedding(self, name: str, vocab_size: int, scale: float) -> nn.Module:
         """A token embedding times `scale`. Raises ModelError."""
@@ -216,19 +216,19 @@ class LayerBuilder:
 
     def norm(self, name: str, eps: float) -> nn.Module:
         """A root-mean-square norm. Raises ModelError."""
-        return make_rms_norm(self._tensor(f"{name}.weight"), eps)
+        return make_rms_norm(self._weights.tensor(f"{name}.weight"), eps)
 
     def split_norm(self, name: str, eps: float, *, heads: int) -> nn.Module:
         """A root-mean-square norm over all of these heads, which a `column` layer made. Raises ModelError."""
         if self._ranks.size == 1:
             return self.norm(name, eps)
-        whole = self._read(f"{name}.weight")
-        weight = self._kept([whole[self._span(name, len(whole), heads, repeated=True)]])
+        whole = self._weights.read(f"{name}.weight")
+        weight = self._weights.kept([whole[self._weights.span(name, len(whole), heads, repeated=True)]])
         return SplitRMSNorm(weight, eps, self._ranks)
 
     def offset_norm(self, name: str, eps: float) -> nn.Module:
         """A root-mean-square norm whose weight is kept as its distance from one. Raises ModelError."""
-        weight = self._tensor(f"{name}.weight")
+        weight = self._weights.tensor(f"{name}.weight")
         if weight.dtype == torch.float32:
             return make_rms_norm(1 + weight, eps)
         # One and a little more would lose the little in a narrow type.
@@ -236,7 +236,9 @@ class LayerBuilder:
 
     def layer_norm(self, name: str, eps: float, bias: bool = True) -> nn.Module:
         """A layer norm. Raises ModelError."""
-        return LayerNorm(self._tensor(f"{name}.weight"), self._tensor(f"{name}.bias") if bias else None, eps)
+        return LayerNorm(
+            self._weights.tensor(f"{name}.weight"), self._weights.tensor(f"{name}.bias") if bias else None, eps
+        )
 
     def bare_layer_norm(self, eps: float) -> nn.Module:
         """A layer norm that has learned nothing."""
@@ -244,8 +246,10 @@ class LayerBuilder:
 
     def head_layer_norm(self, name: str, eps: float) -> nn.Module:
         """A layer norm of every head by itself, heads being what a `column` layer made. Raises ModelError."""
-        whole = self._read(f"{name}.weight")
-        return HeadLayerNorm(self._kept([whole[self._span(name, len(whole), len(whole), repeated=True)]]), eps)
+        whole = self._weights.read(f"{name}.weight")
+        return HeadLayerNorm(
+            self._weights.kept([whole[self._weights.span(name, len(whole), len(whole), repeated=True)]]), eps
+        )
 
     def rotary(self, size: int, rope: Mapping[str, Any]) -> Rotary:
         """The rotary embedding of a model, for `size` numbers of every head. Raises ModelError."""
@@ -294,8 +298,8 @@ class LayerBuilder:
     ) -> nn.Module:
         """The same for experts that are scored each by itself; `bias` stands below `name`. Raises ModelError."""
         return BiasedRouter(
-            self._scores(name, groups), self._tensor(f"{name}.{bias}", torch.float32), chosen=chosen, groups=groups,
-            chosen_groups=chosen_groups, normalized=normalized, factor=factor,
+            self._scores(name, groups), self._weights.tensor(f"{name}.{bias}", torch.float32), chosen=chosen,
+            groups=groups, chosen_groups=chosen_groups, normalized=normalized, factor=factor,
         )  # fmt: skip
 
     def experts(self, count: int, *, gate: str, up: str, down: str, activation: str) -> nn.Module:
@@ -305,7 +309,10 @@ class LayerBuilder:
         """
         numbered = (self.at(str(i)) for i in range(count))
         weights = (
-            (at._kept(at._shares(gate, [at._weight(gate), at._weight(up)], None)), at._row_weight(down))
+            (
+                at._weights.kept(at._weights.shares(gate, [at._weights.weight(gate), at._weights.weight(up)], None)),
+                at._weights.row_weight(down),
+            )
             for at in numbered
         )
         return self._mixture(weights, count, activation)
@@ -315,10 +322,13 @@ class LayerBuilder:
 
         Raises ModelError.
         """
-        gates, ups, downs = (self._stacked(name, count) for name in (gate, up, down))
-        rows = self._span(down, len(downs[0]), len(downs[0]), repeated=False)
+        gates, ups, downs = (self._weights.stacked(name, count) for name in (gate, up, down))
+        rows = self._weights.span(down, len(downs[0]), len(downs[0]), repeated=False)
         weights = (
-            (self._kept(self._shares(gate, [one_gate, one_up], None)), self._kept([one_down[rows].t()]))
+            (
+                self._weights.kept(self._weights.shares(gate, [one_gate, one_up], None)),
+                self._weights.kept([one_down[rows].t()]),
+            )
             for one_gate, one_up, one_down in zip(gates, ups, downs, strict=True)
         )
         return self._mixture(weights, count, activation)
@@ -382,9 +392,9 @@ class LayerBuilder:
 
         Layers that are given the same object share its masks. Raises ModelError.
         """
-        whole = self._read(f"{name}.weight")
+        whole = self._weights.read(f"{name}.weight")
         heads = whole.shape[1]
-        weight = self._kept([whole[:, self._span(name, heads, heads, repeated=False)]])
+        weight = self._weights.kept([whole[:, self._weights.span(name, heads, heads, repeated=False)]])
         return RelativeBias(weight, reach, bidirectional=bidirectional)
 
     def foreign(self, load: Callable[[Checkpoint, torch.dtype, torch.device], Module]) -> Module:
@@ -397,7 +407,7 @@ class LayerBuilder:
         """
         if self._ranks.size > 1:
             raise ModelError(f"--num-shard {self._ranks.size}: a model without an architecture here is not shared out")
-        module = load(self._checkpoint, self._dtype, self._device)
+        module = load(self._weights.checkpoint, self._dtype, self._device)
         tensors = (*module.parameters(), *module.buffers())
         self.built.weight_bytes += sum(tensor.nbytes for tensor in tensors)
         return module
@@ -411,15 +421,17 @@ class LayerBuilder:
         first = self._ranks.rank * heads
         return make(torch.tensor(slopes[first : first + heads], dtype=torch.float32, device=self._device))
 
+    def _over(self, weights: RankWeights) -> Self:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, _weights=weights)
+        return other
+
+    def _count_kept(self, nbytes: int) -> None:
+        self.built.weight_bytes += nbytes
+
     def _mixture(self, weights: Iterable[tuple[Tensor, Tensor]], count: int, activation: str) -> nn.Module:
         experts = make_experts(weights, count, self.gate(activation))
         return experts if self._ranks.size == 1 else SummedExperts(experts, self._ranks)
-
-    def _stacked(self, name: str, count: int) -> tuple[Tensor, ...]:
-        whole = self._read(name)
-        if len(whole) % count:
-            raise ModelError(f"{self._prefix}{name} has {len(whole)} rows, which {count} experts do not divide")
-        return whole.chunk(count)
 
     def _column(
         self, names: Sequence[str], split: Callable[[Tensor], Sequence[Tensor]], *, bias: bool,
@@ -428,11 +440,11 @@ class LayerBuilder:
         """`split` tells the layers apart that one of the checkpoint's tensors holds."""
 
         def own(tensors: Iterable[Tensor]) -> list[Tensor]:
-            return self._shares(names[0], [part for tensor in tensors for part in split(tensor)], heads)
+            return self._weights.shares(names[0], [part for tensor in tensors for part in split(tensor)], heads)
 
-        weights = [self._weight(name) for name in names]
-        offset = self._kept(own(self._read(f"{name}.bias") for name in names)) if bias else None
-        return self._adapted(make_linear(self._kept(own(weights)), offset), names, weights, own)
+        weights = [self._weights.weight(name) for name in names]
+        offset = self._weights.kept(own(self._weights.read(f"{name}.bias") for name in names)) if bias else None
+        return self._adapted(make_linear(self._weights.kept(own(weights)), offset), names, weights, own)
 
     def _adapted(
         self, linear: nn.Module, names: Sequence[str], weights: Sequence[Tensor],
@@ -452,81 +464,12 @@ class LayerBuilder:
             rows = kept[(kept >= numbers[0]) & (kept <= numbers[-1])] - numbers[0]
             outputs, inputs = slice(first, first + len(rows)), columns or slice(0, weight.shape[1])
             shape = (len(weight), weight.shape[1])
-            parts.append(Part(f"{self._prefix}{name}.weight", shape, outputs, rows, inputs))
+            parts.append(Part(self._weights.full_name(f"{name}.weight"), shape, outputs, rows, inputs))
             first += len(rows)
         return self._adapters.layer(linear, parts)
 
-    def _shares(self, name: str, tensors: Sequence[Tensor], heads: Sequence[int] | None) -> list[Tensor]:
-        """This rank's outputs of layers over one input; see `column`."""
-        return [
-            tensor[self._span(name, len(tensor), heads[i] if heads else len(tensor), repeated=bool(heads) and i > 0)]
-            for i, tensor in enumerate(tensors)
-        ]
-
-    def _span(self, name: str, count: int, units: int, *, repeated: bool) -> slice:
-        """This rank's part of `count` outputs that are made of `units`, each of which stays whole.
-
-        Args:
-            repeated: whether ranks may have the same unit, where there are fewer of them than ranks.
-        """
-        size, rank = self._ranks.size, self._ranks.rank
-        if count % units:
-            raise ModelError(f"{self._prefix}{name} has {count} outputs, which {units} heads do not divide")
-        if units % size and not (repeated and size % units == 0):
-            what = "outputs" if units == count else "heads"
-            raise ModelError(
-                f"--num-shard {size}: {size} ranks cannot share the {units} {what} of {self._prefix}{name}"
-            )
-        first = rank * units // size
-        return slice(first * (count // units), (first + max(1, units // size)) * (count // units))
-
-    def _row_weight(self, name: str) -> Tensor:
-        weight = self._weight(name)
-        return self._kept([weight[:, self._own_inputs(name, weight)]])
-
-    def _own_inputs(self, name: str, weight: Tensor) -> slice:
-        return self._span(name, weight.shape[1], weight.shape[1], repeated=False)
-
-    def _vocabulary(self, name: str, size: int) -> Tensor:
-        """This rank's rows of a table; read and kept once, whoever asks."""
-        full_name = self._prefix + name
-        if full_name not in self._vocabularies:
-            weight = self._read(f"{name}.weight")
-            # Everything else fails loudly in the first forward; ids beyond a smaller table only when one comes along.
-            if len(weight) != size:
-                raise ModelError(f"{name}.weight has {len(weight)} rows, but config.json says vocab_size {size}")
-            self._vocabularies[full_name] = self._kept([self._split_vocabulary(weight)])
-        return self._vocabularies[full_name]
-
-    def _split_vocabulary(self, table: Tensor) -> Tensor:
-        """This rank's part of a table by token ids; the same length on all ranks, the last one's filled with zeros."""
-        rows = -(-len(table) // self._ranks.size)
-        part = table[self._ranks.rank * rows : (self._ranks.rank + 1) * rows]
-        return torch.cat((part, part.new_zeros(rows - len(part), *part.shape[1:]))) if len(part) < rows else part
-
-    def _weight(self, name: str) -> Tensor:
-        """A linear layer's weight: [out, in], however it lies in the checkpoint."""
-        weight = self._read(f"{name}.weight")
-        return weight.t() if self._transposed else weight
-
     def _scores(self, name: str, groups: int) -> nn.Module:
-        weight = self._tensor(f"{name}.weight", torch.float32)
+        weight = self._weights.tensor(f"{name}.weight", torch.float32)
         if len(weight) % groups:
             raise ModelError(f"config.json: {len(weight)} experts do not stand in {groups} groups")
         return WideLinear(weight)
-
-    def _tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        return self._kept([self._read(name)], dtype)
-
-    def _read(self, name: str) -> Tensor:
-        return self._checkpoint.read(self._prefix + name)
-
-    def _kept(self, parts: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor:
-        """Copy parts, one below the other, to where they stay: a view would change with the mapped file."""
-        shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
-        kept, filled = torch.empty(shape, device=self._device, dtype=dtype or self._dtype), 0
-        for part in parts:
-            kept[filled : filled + len(part)].copy_(part)
-            filled += len(part)
-        self.built.weight_bytes += kept.nbytes
-        return kept
