@@ -15,7 +15,8 @@ import jinja2.meta
 
 from serving.errors import ConfigurationError, ModelError, TemplateError, ValidationError
 from serving.tokenizer import Tokenizer
-from serving.validation.sandbox import Meter, Sandbox
+from serving.validation.render_meter import Meter
+from serving.validation.sandbox import Sandbox
 
 TIME_LIMIT_S = 2.0
 PROBE_TIME_LIMIT_S = 1.0

@@ -8,13 +8,9 @@ before it is done if its result could be too large, and what it made is charged 
 
 import datetime
 import functools
-import itertools
 import json
 import re
-import sys
 import threading
-import time
-import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -30,139 +26,17 @@ import jinja2.utils
 import jinja2.visitor
 from jinja2.exceptions import SecurityError, TemplateAssertionError
 
-MAX_SOURCE = 200_000  # characters; the longest public templates have a tenth
-MAX_ITEMS = 250_000  # of one list or dict
-MAX_BYTES = 64_000_000  # of all that one render makes
-MAX_INTEGER_BITS = 1024
-MAX_SEARCH = 1_000_000_000  # characters compared by a search that takes the product of two lengths
-MAX_ATTRIBUTE = 256  # characters of an attribute's dotted path
-MAX_FORMAT = 256  # characters of a date's format
-SLOW_TEXT = {"pprint": 10_000, "urlize": 10_000, "wordwrap": 20_000, "urlencode": 500_000}  # characters, per filter
-LARGEST_INDENT = 64  # characters of JSON's indentation and separators
-# Those that take linear time.
-TEXT_ENCODINGS = ("utf-8", "utf8", "ascii", "latin-1", "latin1", "iso-8859-1", "unicode-escape", "raw-unicode-escape")
-LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+from serving.validation.render_meter import CONTAINERS, MAX_INTEGER_BITS, VIEWS, Meter
+from serving.validation.template_guards import FILTERS, METHODS, check_attributes, check_percent, check_product
 
-VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
-CONTAINERS = (list, tuple, dict, *VIEWS)
+MAX_SOURCE = 200_000  # characters; the longest public templates have a tenth
+MAX_FORMAT = 256  # characters of a date's format
+LARGEST_INDENT = 64  # characters of JSON's indentation and separators
 
 # The sandbox's own filters, under names that no template can write.
 METERED, MEASURED, TICKED, CONCATENATED = "metered loop", "measured", "ticked", "concatenated"
 
 COMPILERS_ARGUMENTS = ("_loop_vars", "_block_vars")  # what compiled templates add to every call
-
-TOO_LONG = "the template makes too long a text"
-TOO_MUCH = "the template uses too much memory"
-_NESTED_KEY = re.compile(r"%\([^()]*\(")
-_CONVERSION = re.compile(r"%(?:\([^()]*\))?[#0\- +]*(\*|\d+)?(?:\.(\*|\d+)?)?")
-
-
-class Meter:
-    """What one render may still use.
-
-    Args:
-        time_limit_s: from now.
-        max_characters: of one value; of a list or dict with all that is in it, as often as it is in it.
-    """
-
-    __slots__ = ("_bytes", "_deadline", "_weights", "max_characters")
-
-    def __init__(self, time_limit_s: float, max_characters: int) -> None:
-        self.max_characters = max_characters
-        self._deadline = time.monotonic() + time_limit_s
-        self._bytes = MAX_BYTES
-        self._weights: dict[int, tuple[Any, int]] = {}  # by id; the container is held, so that its id stays its own
-
-    def tick(self) -> None:
-        """Look at the clock."""
-        if time.monotonic() > self._deadline:
-            raise SecurityError("the template takes too long")
-
-    def room(self, characters: int) -> None:
-        """Refuse what would be longer than a value may be."""
-        if characters > self.max_characters:
-            raise SecurityError(TOO_LONG)
-
-    def items(self, count: int) -> None:
-        """Refuse what would have more items than a container may have."""
-        if count > MAX_ITEMS:
-            raise SecurityError("the template makes too long a list")
-
-    def measure(self, value: Any) -> Any:
-        """Charge a new value and return it, unless it is too large to go on with."""
-        if isinstance(value, (str, bytes)):
-            if len(value) > self.max_characters:
-                raise SecurityError(TOO_LONG)
-            self._bytes -= sys.getsizeof(value)
-            if self._bytes < 0:
-                raise SecurityError(TOO_MUCH)
-        elif isinstance(value, int):
-            if value.bit_length() > MAX_INTEGER_BITS:
-                raise SecurityError("the template computes too large a number")
-        elif isinstance(value, CONTAINERS):
-            self.weigh(value)
-        elif isinstance(value, types.GeneratorType):
-            return self.drawn(value)
-        return value
-
-    def weigh(self, value: Any) -> int:
-        """The characters and items of a value, written out."""
-        if isinstance(value, (str, bytes)):
-            return len(value) + 1
-        if isinstance(value, CONTAINERS):
-            known = self._weights.get(id(value))
-            return self._weighed(value) if known is None else known[1]
-        return 1
-
-    def know(self, container: Any, weight: int) -> None:
-        """Take a new container of known weight."""
-        if weight > self.max_characters:
-            raise SecurityError(TOO_LONG)
-        self._charge(sys.getsizeof(container))
-        self._weights[id(container)] = container, weight
-
-    def ticking(self, items: Iterable[Any]) -> Iterator[Any]:
-        """The items of a loop, with a look at the clock before each."""
-        for item in items:
-            self.tick()
-            yield item
-
-    def drawn(self, items: Iterable[Any]) -> Iterator[Any]:
-        """The same for what a filter makes one by one: each is measured."""
-        for count, item in enumerate(items):
-            self.tick()
-            self.items(count)
-            yield self.measure(item)
-
-    def texts(self, items: Iterable[Any], separator: str) -> list[str]:
-        """The texts of items that are to be joined."""
-        texts: list[str] = []
-        length = 0
-        for item in self.drawn(items):
-            texts.append(item if isinstance(item, str) else self.measure(str(item)))
-            length += len(texts[-1]) + len(separator)
-            self.room(length - len(separator))
-        return texts
-
-    def _weighed(self, container: Any) -> int:
-        self.items(len(container))
-        weight, size = 1, sys.getsizeof(container)
-        for item in itertools.chain.from_iterable(container.items()) if isinstance(container, dict) else container:
-            if isinstance(item, (str, bytes)):
-                weight += len(item) + 1
-                size += sys.getsizeof(item)
-            else:
-                weight += self.weigh(item)
-            if weight > self.max_characters:
-                raise SecurityError(TOO_LONG)
-        self._charge(size)
-        self._weights[id(container)] = container, weight
-        return weight
-
-    def _charge(self, size: int) -> None:
-        self._bytes -= size
-        if self._bytes < 0:
-            raise SecurityError(TOO_MUCH)
 
 
 class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
@@ -272,10 +146,10 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
             if operator == "**" and left.bit_length() * right > MAX_INTEGER_BITS:
                 raise SecurityError("the template computes too large a number")
         elif operator == "*":
-            _check_product(meter, left, right)
-            _check_product(meter, right, left)
+            check_product(meter, left, right)
+            check_product(meter, right, left)
         elif operator == "%" and isinstance(left, str | bytes):
-            _check_percent(meter, left, right)
+            check_percent(meter, left, right)
         elif operator == "+" and isinstance(left, list | tuple) and isinstance(right, list | tuple):
             meter.items(len(left) + len(right))
             result = self.binop_table[operator](left, right)
@@ -375,7 +249,7 @@ class Sandbox(jinja2.sandbox.ImmutableSandboxedEnvironment):
         return total
 
     def _getter(self, attribute: str | int) -> Callable[[Any], Any]:
-        _check_attributes(self.meter, None, attribute)
+        check_attributes(self.meter, None, attribute)
         return jinja2.filters.make_attrgetter(self, attribute)
 
 
@@ -501,167 +375,3 @@ def _strftime_now(format: str) -> str:  # noqa: A002 - the templates' own word
     if len(format) > MAX_FORMAT:  # the C library's text has at most 256 times the length
         raise SecurityError("the template formats a date too long")
     return datetime.datetime.now().strftime(format)
-
-
-# Guards: each takes the arguments of a filter or method and refuses those that would run long or make too much.
-
-
-def _check_product(meter: Meter, repeated: Any, times: Any) -> None:
-    if isinstance(repeated, str | bytes | list | tuple) and isinstance(times, int):
-        weight = len(repeated) if isinstance(repeated, str | bytes) else meter.weigh(repeated)
-        meter.room(weight * times)
-        if isinstance(repeated, list | tuple):
-            meter.items(len(repeated) * times)
-
-
-def _check_percent(meter: Meter, form: str | bytes, values: Any) -> None:
-    text = form.decode("latin-1") if isinstance(form, bytes) else form
-    widths = [width for match in _CONVERSION.finditer(text) for width in match.groups() if width]
-    if "*" in widths or _NESTED_KEY.search(text):
-        raise SecurityError("the template formats with a width that is not written out")
-    longest = MAX_INTEGER_BITS if isinstance(values, int | float) else MAX_INTEGER_BITS // 3 + meter.weigh(values)
-    meter.room(len(text) + text.count("%") * longest + sum(map(int, widths)))
-
-
-def _check_search(meter: Meter, text: Any, sought: Any = None, *_rest: Any) -> None:
-    if isinstance(sought, str | bytes) and len(text) * len(sought) > MAX_SEARCH:
-        raise SecurityError("the template searches too long")
-
-
-def _check_width(meter: Meter, _text: Any, width: int = 80, *_rest: Any) -> None:
-    meter.room(width)
-
-
-def _check_replace(meter: Meter, text: Any, old: Any = "", new: Any = "", *_rest: Any, **_kwargs: Any) -> None:
-    text, old, new = (part if isinstance(part, str | bytes) else str(part) for part in (text, old, new))
-    meter.room(len(text) + text.count(old) * max(0, len(new) - len(old)))
-
-
-def _check_tabs(meter: Meter, text: Any, tabsize: int = 8) -> None:
-    meter.room(len(text) + text.count("\t" if isinstance(text, str) else b"\t") * tabsize)
-
-
-def _check_translate(meter: Meter, text: Any, table: Any, *_rest: Any, **_kwargs: Any) -> None:
-    values = table.values() if isinstance(table, dict) else ()
-    meter.room(len(text) * max((len(value) for value in values if isinstance(value, str)), default=1))
-
-
-def _check_encoding(meter: Meter, _text: Any, encoding: str = "utf-8", *_rest: Any, **_kwargs: Any) -> None:
-    if encoding.lower().replace("_", "-") not in TEXT_ENCODINGS:
-        raise SecurityError("the template uses an encoding that is not supported")
-
-
-def _check_split(meter: Meter, text: Any, sep: Any = None, maxsplit: int = -1) -> None:
-    _check_search(meter, text, sep)
-    if not 0 <= maxsplit <= MAX_ITEMS and len(text) > MAX_ITEMS:
-        meter.items(len(text.split(sep, MAX_ITEMS + 1)))
-
-
-def _check_lines(meter: Meter, text: Any, *_args: Any, **_kwargs: Any) -> None:
-    if len(text) > MAX_ITEMS:
-        ends = LINE_ENDS if isinstance(text, str) else (b"\n", b"\r")
-        meter.items(sum(text.count(end) for end in ends))
-
-
-def _joined(meter: Meter, text: Any, items: Any) -> tuple[Any, ...]:
-    """Not only checked: what is joined may be drawn once."""
-    if isinstance(text, bytes):
-        raise SecurityError("bytes are not joined")
-    drawn = list(meter.drawn(items))
-    meter.room(sum(meter.weigh(item) + len(text) for item in drawn) - len(text))
-    return (drawn,)
-
-
-def _check_to_bytes(meter: Meter, _number: Any, length: int = 1, *_rest: Any, **_kwargs: Any) -> None:
-    if length > MAX_INTEGER_BITS:
-        raise SecurityError(TOO_LONG)
-
-
-def _check_indent(meter: Meter, text: Any, width: int | str = 4, *_rest: Any, **_kwargs: Any) -> None:
-    lines = 2 + sum(str(text).count(end) for end in LINE_ENDS)
-    meter.items(lines)
-    meter.room(len(str(text)) + lines * (len(width) if isinstance(width, str) else width))
-
-
-def _check_count(meter: Meter, _value: Any, count: int, *_rest: Any, **_kwargs: Any) -> None:
-    meter.items(count)
-
-
-def _check_precision(meter: Meter, _value: Any, precision: int = 0, *_rest: Any, **_kwargs: Any) -> None:
-    if abs(precision) > MAX_INTEGER_BITS // 4:
-        raise SecurityError("the template computes too large a number")
-
-
-def _check_list(meter: Meter, value: Any) -> None:
-    if isinstance(value, str | bytes):
-        meter.items(len(value))
-
-
-def _check_tags(meter: Meter, value: Any) -> None:
-    text = str(value)
-    if len(text) * text.count("<") > MAX_SEARCH:
-        raise SecurityError("the template searches too long")
-
-
-def _check_attributes(meter: Meter, _value: Any, *args: Any, **kwargs: Any) -> None:
-    if any(isinstance(name, str) and len(name) > MAX_ATTRIBUTE for name in (*args[:3], kwargs.get("attribute"))):
-        raise SecurityError("the template names too long an attribute")
-
-
-def _check_mapped(meter: Meter, _value: Any, *args: Any, **kwargs: Any) -> None:
-    _check_attributes(meter, None, *args[:1], **kwargs)
-
-
-def _check_slow(most: int) -> Callable[..., None]:
-    def check(meter: Meter, value: Any, *args: Any, **kwargs: Any) -> None:
-        if any(meter.weigh(item) > most for item in (value, *args, *kwargs.values())):
-            raise SecurityError(TOO_LONG)
-
-    return check
-
-
-def _check_ends(meter: Meter, text: Any, chars: Any = None) -> None:
-    _check_search(meter, str(text) if not isinstance(text, bytes) else text, chars)
-
-
-def _check_filtered_percent(meter: Meter, value: Any, *args: Any, **kwargs: Any) -> None:
-    _check_percent(meter, str(value), kwargs or args)
-
-
-def _check_filtered_text(meter: Meter, value: Any, *_args: Any, **_kwargs: Any) -> None:
-    meter.items(len(str(value)) // 8)  # about as many words
-
-
-METHODS: Mapping[str, Callable[..., Any]] = types.MappingProxyType(
-    {
-        **dict.fromkeys(("center", "ljust", "rjust", "zfill"), _check_width),
-        **dict.fromkeys(("rfind", "rindex", "rpartition"), _check_search),
-        **dict.fromkeys(("strip", "lstrip", "rstrip"), _check_ends),
-        **dict.fromkeys(("split", "rsplit"), _check_split),
-        **dict.fromkeys(("encode", "decode"), _check_encoding),
-        "replace": _check_replace,
-        "expandtabs": _check_tabs,
-        "translate": _check_translate,
-        "splitlines": _check_lines,
-        "join": _joined,
-        "to_bytes": _check_to_bytes,
-    }
-)
-FILTERS: Mapping[str, Callable[..., None]] = types.MappingProxyType(
-    {
-        **{name: _check_slow(most) for name, most in SLOW_TEXT.items()},
-        **dict.fromkeys(("sort", "unique", "min", "max", "groupby"), _check_attributes),
-        **dict.fromkeys(("map", "select", "reject", "selectattr", "rejectattr"), _check_mapped),
-        **dict.fromkeys(("batch", "slice"), _check_count),
-        "center": _check_width,
-        "replace": _check_replace,
-        "format": _check_filtered_percent,
-        "indent": _check_indent,
-        "round": _check_precision,
-        "list": _check_list,
-        "striptags": _check_tags,
-        "title": _check_filtered_text,
-        "trim": _check_ends,
-        "xmlattr": _check_slow(100_000),
-    }
-)
