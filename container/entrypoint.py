@@ -37,7 +37,7 @@ def prepared(arguments: Sequence[str], environ: Mapping[str, str], root: Path = 
         return Start(list(arguments), prepared_environ)
     for name in [name for name, value in environ.items() if not value and name.startswith(EMPTY_IS_UNSET)]:
         del prepared_environ[name]
-    if _serves_local_model(arguments, prepared_environ, root):
+    if _serves_local_model(arguments, prepared_environ, root) and _has_local_adapters(arguments, prepared_environ):
         prepared_environ.setdefault("HF_HUB_OFFLINE", "1")
     return Start([sys.executable, "-m", "serving", *arguments], prepared_environ)
 
@@ -61,13 +61,19 @@ def main() -> int:
 
 def _said(arguments: Sequence[str], environ: Mapping[str, str], flag: str, *variables: str) -> str:
     """A setting's value: of its last flag, or of the first variable that is not empty; "" where nobody said it."""
-    value = ""
+    flags = _values(arguments, flag)[-1:]
+    return next((value for value in (*flags, *(environ.get(name) for name in variables)) if value), "")
+
+
+def _values(arguments: Sequence[str], flag: str) -> list[str]:
+    """What stands behind each of a flag's places."""
+    values = []
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         if argument == flag:
-            value = following
+            values.append(following)
         elif argument.startswith(f"{flag}="):
-            value = argument.partition("=")[2]
-    return value or next((environ[name] for name in variables if environ.get(name)), "")
+            values.append(argument.partition("=")[2])
+    return values
 
 
 def _serves_local_model(arguments: Sequence[str], environ: Mapping[str, str], root: Path) -> bool:
@@ -75,6 +81,13 @@ def _serves_local_model(arguments: Sequence[str], environ: Mapping[str, str], ro
     named = Path(_said(arguments, environ, "--model-id", "MODEL_ID", "HF_MODEL_ID") or f"/{SAGEMAKER_MODEL}")
     model = root / str(named).lstrip("/") if named.is_absolute() else named
     return (model / "config.json").is_file() and not (model / "adapter_config.json").exists()
+
+
+def _has_local_adapters(arguments: Sequence[str], environ: Mapping[str, str]) -> bool:
+    """Whether every adapter for requests lies in a directory; `@file` may name any."""
+    said = _values(arguments, "--lora-adapters") or [environ.get("LORA_ADAPTERS", "")]
+    items = [item.strip() for value in said for item in value.split(",")]
+    return all(item.partition("=")[2].startswith(("/", ".")) for item in items if item)
 
 
 def _newer_driver(environ: Mapping[str, str], root: Path) -> dict[str, str]:

@@ -15,6 +15,8 @@ from typing import Any, Self, get_args, get_origin
 import click
 
 from serving import __version__
+from serving.adapter_names import NamedAdapter
+from serving.adapter_names import parse as parse_adapter
 from serving.errors import ConfigurationError
 
 QUANTIZATIONS = (
@@ -188,7 +190,16 @@ class Settings:
     chat_template: str | None = setting(None, "Chat template: its text, a file that holds it, or @ and the file.")
     rope_scaling: str | None = setting(None, "RoPE scaling.", choices=("linear", "dynamic"), effect=False)
     rope_factor: float | None = setting(None, "Factor of the RoPE scaling.", effect=False)
-    lora_adapters: tuple[str, ...] = setting((), "Adapters to load, with commas.", effect=False)
+    lora_adapters: tuple[str, ...] = setting(
+        (), "LoRA adapters to load, with commas: org/name, org/name@revision or name=/path."
+    )
+    max_lora_adapters: int | None = setting(
+        None,
+        "LoRA adapters for which memory is set aside; those of --lora-adapters unless said.",
+        least=0,
+        sagemaker="SAGEMAKER_MAX_NUMBER_OF_ADAPTERS_IN_MEMORY",
+    )
+    max_lora_rank: int = setting(64, "Largest rank of a LoRA adapter.", least=1)
     huggingface_hub_cache: str | None = setting(None, "Where downloads are kept; default $HF_HOME/hub.")
     weights_cache_override: str | None = setting(None, "Directory that holds the weight files.", effect=False)
 
@@ -293,6 +304,7 @@ class Settings:
             small, large = getattr(settings, less), getattr(settings, more)
             if None not in (small, large) and small > large:
                 raise ConfigurationError(f"`{less}` must be <= `{more}`. Given: {small} and {large}")
+        settings._check_adapters()
         if settings.api_key is not None and not settings.api_keys:
             raise ConfigurationError("`api_key` holds no key; everybody could call.")
         return settings
@@ -302,6 +314,25 @@ class Settings:
         """The keys, any of which lets in; empty where none is asked for."""
         lines = (line.strip() for line in (self.api_key or "").splitlines())
         return tuple(line for line in lines if line)
+
+    @property
+    def adapters(self) -> tuple[NamedAdapter, ...]:
+        """The adapters to load at the start. Raises ConfigurationError, but not once the settings are resolved."""
+        return tuple(parse_adapter(text) for text in self.lora_adapters)
+
+    @property
+    def adapter_room(self) -> int:
+        """How many adapters can be loaded at a time."""
+        return len(self.lora_adapters) if self.max_lora_adapters is None else self.max_lora_adapters
+
+    def _check_adapters(self) -> None:
+        names = [adapter.name for adapter in self.adapters]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigurationError(f"`lora_adapters` names {twice[0]} twice; write name=/path to tell them apart.")
+        if self.adapter_room < len(names):
+            raise ConfigurationError(
+                f"`max_lora_adapters` must be >= the {len(names)} of `lora_adapters`. Given: {self.max_lora_adapters}"
+            )
 
     def environment(self) -> dict[str, str]:
         """The variables from which `resolve` makes these settings again; what is at its default is left out."""

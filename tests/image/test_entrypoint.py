@@ -157,6 +157,17 @@ def test_a_model_of_the_hub_needs_it(script):
     assert "HF_HUB_OFFLINE" not in script("--model-id", "/adapter").environ, "it is an adapter all the same"
 
 
+def test_a_local_model_with_an_adapter_of_the_hub_needs_it(script):
+    put(script.root, "opt/ml/model/config.json")
+    for start in (
+        script("serve", LORA_ADAPTERS="b=/opt/b,org/a"),
+        script("--lora-adapters=org/a@v2"),
+        script("--lora-adapters", "a=org/a", "--lora-adapters", "b=/opt/b"),
+    ):
+        assert "HF_HUB_OFFLINE" not in start.environ
+    assert script("serve", LORA_ADAPTERS="b=/opt/b, c=./c").environ["HF_HUB_OFFLINE"] == "1"
+
+
 def test_a_relative_path_is_looked_up_where_the_server_will(script, tmp_path, monkeypatch):
     put(tmp_path, "here/models/mine/config.json")
     put(script.root, "models/other/config.json")

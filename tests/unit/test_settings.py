@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.adapter_names import parse
 from serving.errors import ConfigurationError
 from serving.settings import VARIABLES_WITHOUT_EFFECT, Entry, Settings, entries, foreign
 
@@ -105,6 +106,7 @@ def test_defaults_are_those_of_tgi():
         ("SM_NUM_GPUS", "num_shard", "4", 4),
         ("HF_MODEL_QUANTIZE", "quantize", "awq", "awq"),
         ("HF_MODEL_TRUST_REMOTE_CODE", "trust_remote_code", "true", True),
+        ("SAGEMAKER_MAX_NUMBER_OF_ADAPTERS_IN_MEMORY", "max_lora_adapters", "4", 4),
     ],
 )
 def test_sagemakers_names_are_variables_and_never_flags(variable, name, text, value):
@@ -213,6 +215,9 @@ def test_a_file_of_keys_without_a_key_opens_nothing(tmp_path, content):
             "`max_batch_prefill_tokens` must be <= `max_batch_total_tokens`. Given: 9 and 8",
         ),
         (["train"], "train"),
+        (["--lora-adapters", "a,org/b@v1,a=/x"], "`lora_adapters` names a twice"),
+        (["--lora-adapters", "a,b", "--max-lora-adapters", "1"], "must be >= the 2 of `lora_adapters`. Given: 1"),
+        (["--max-lora-rank", "0"], "not in the range"),
     ],
 )
 def test_an_error_is_one_line_that_says_what_is_wrong(flags, words):
@@ -257,6 +262,9 @@ def _values(entry: Entry) -> st.SearchStrategy:
     word = st.text("abc:/@.=-", min_size=1)
     kinds = {"integer": st.integers(1, 65535), "number": st.floats(0.01, 1.0), "size": st.integers(1, 1 << 50)}
     kinds |= {"[boolean]": st.booleans(), "text": word if entry.many else text}
+    if entry.name == "lora_adapters":
+        adapters = st.from_regex(r"[a-c](/[a-c])?(@v1|=/[a-c@=]+|=s3://b)?", fullmatch=True)
+        return st.lists(adapters, unique_by=lambda said: parse(said).name).map(tuple)
     one = st.sampled_from(field.metadata["choices"]) if field.metadata["choices"] else kinds[entry.kind.name]
     value = st.lists(one, min_size=1).map(tuple) if entry.many else one
     return st.one_of(st.just(entry.default), value)
@@ -272,6 +280,11 @@ def test_the_environment_makes_the_same_settings_again(values):
         values["max_input_tokens"] = min(values["max_input_tokens"], values["max_total_tokens"] - 1)
     elif values["max_total_tokens"] == 1:
         values["max_total_tokens"] = 2
+    if not (values["api_key"] or "").strip():
+        values["api_key"] = None
+    room = values["max_lora_adapters"]
+    if room is not None:
+        values["lora_adapters"] = values["lora_adapters"][:room]
     settings = Settings(**values)
     assert Settings.resolve([], settings.environment()) == settings
 
@@ -312,3 +325,11 @@ def test_a_batch_transform_is_not_cut_unless_told_so():
     assert settings.graceful_termination_timeout == 25
     settings = Settings.resolve(["serve"], {"SAGEMAKER_BATCH": "true", "RESPONSE_DEADLINE": "9"})
     assert settings.response_deadline == 9.0
+
+
+def test_there_is_room_for_the_adapters_that_are_named_unless_more_is_said():
+    assert Settings.resolve([], {}).adapter_room == 0
+    assert Settings.resolve([], {"LORA_ADAPTERS": "a,org/b@v1,c=/x"}).adapter_room == 3
+    more = Settings.resolve(["--lora-adapters", "a"], {"SAGEMAKER_MAX_NUMBER_OF_ADAPTERS_IN_MEMORY": "9"})
+    assert more.adapter_room == 9
+    assert more.without_effect({}) == []
