@@ -6,7 +6,7 @@ Knows no tensor. Logs go where all logs go; what came of it goes to the worker a
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import click
 import msgspec
 
+from serving.adapter_names import NamedAdapter
 from serving.errors import ConfigurationError, ModelError, WeirError
 from serving.lifeline import die_with_parent
 from serving.protocol import Origin
@@ -21,7 +22,15 @@ from serving.settings import Settings, calm_hub, hub_token, process_environment
 from serving.telemetry import logs
 from serving.weights.adapter_config import AdapterConfig
 from serving.weights.fetch import Fetched, NotFetched
-from serving.weights.model_files import ModelFiles, check_whole, is_adapter
+from serving.weights.model_files import (
+    ModelFiles,
+    Source,
+    check_whole,
+    collect,
+    collect_adapter,
+    is_adapter,
+    local_adapter,
+)
 
 COMMAND = "download-weights"
 BAD_USAGE, FAILED = 2, 1
@@ -58,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def fetch(settings: Settings, token: str | None) -> ModelFiles:
-    """Bring here what `settings.model_id` names, and an adapter's base model with it.
+    """Bring here what `settings.model_id` names, an adapter's base model with it, and the adapters for requests.
 
     Raises:
         ConfigurationError: it cannot be had, or not be served (ModelError); the text says what to do.
@@ -66,11 +75,26 @@ def fetch(settings: Settings, token: str | None) -> ModelFiles:
     if settings.model_id is None:
         raise ConfigurationError("No model was named.")
     cache = Path(settings.huggingface_hub_cache).expanduser() if settings.huggingface_hub_cache else None
-    directory, origin = _locate(settings.model_id, settings.revision, cache, token)
+    files = _fetch_model(settings.model_id, settings.revision, cache, token)
+    adapters = {adapter.name: _fetch_adapter(adapter, cache, token) for adapter in settings.adapters}
+    return msgspec.structs.replace(files, adapters=adapters)
+
+
+def _fetch_adapter(adapter: NamedAdapter, cache: Path | None, token: str | None) -> str:
+    if Path(adapter.place).is_dir():
+        return local_adapter(adapter)
+    try:
+        return str(_fetch_from_elsewhere(adapter.place, adapter.revision, cache, token, collect_adapter)[0])
+    except ConfigurationError as error:
+        raise ModelError(f"The adapter {adapter.name}: {error}") from error
+
+
+def _fetch_model(model_id: str, revision: str | None, cache: Path | None, token: str | None) -> ModelFiles:
+    directory, origin = _locate(model_id, revision, cache, token)
     if not is_adapter(_names(directory)):
         return ModelFiles(directory=str(directory), origin=origin)
     adapter = AdapterConfig.load(directory)
-    log.info("%s is an adapter of %s", settings.model_id, adapter.base)
+    log.info("%s is an adapter of %s", model_id, adapter.base)
     base, _ = _locate(adapter.base, adapter.revision, cache, token)
     if is_adapter(_names(base)):
         raise ModelError(f"the adapter's base {adapter.base} is an adapter itself; merge that one with peft first")
@@ -78,17 +102,24 @@ def fetch(settings: Settings, token: str | None) -> ModelFiles:
 
 
 def _locate(model_id: str, revision: str | None, cache: Path | None, token: str | None) -> tuple[Path, Origin]:
-    """The directory of one model or adapter, wherever it comes from. The clients are imported when they are needed."""
+    """The directory of one model, or of an adapter in its place, wherever it comes from."""
     if Path(model_id).is_dir():
         check_whole(Path(model_id))
         return Path(model_id), Origin()
+    return _fetch_from_elsewhere(model_id, revision, cache, token, collect)
+
+
+def _fetch_from_elsewhere(
+    place: str, revision: str | None, cache: Path | None, token: str | None, collect: Callable[[Source], Path]
+) -> tuple[Path, Origin]:
+    """From the hub or S3. The clients are imported when they are needed."""
     calm_hub()
     hub = import_module("serving.weights.hub")
     logs.adopt("huggingface_hub")
-    if model_id.startswith("s3://"):
-        path: Path = import_module("serving.weights.s3").fetch(model_id, cache or hub.default_cache())
+    if place.startswith("s3://"):
+        path: Path = import_module("serving.weights.s3").fetch(place, cache or hub.default_cache(), collect)
         return path, Origin()
-    found: tuple[Path, Origin] = hub.fetch(model_id, revision, cache=cache, token=token)
+    found: tuple[Path, Origin] = hub.fetch(place, revision, cache=cache, token=token, collect=collect)
     return found
 
 
@@ -104,7 +135,8 @@ def _tell(outcome: Fetched | NotFetched, descriptor: int | None) -> None:
         log.error("%s", outcome.reason)
     else:
         files = outcome.files
-        fields = {"directory": files.directory, "adapter_directory": files.adapter_directory, "sha": files.origin.sha}
+        fields = {"directory": files.directory, "adapter_directory": files.adapter_directory, "sha": files.origin.sha,
+                  "adapters": files.adapters or None}  # fmt: skip
         fields = {name: value for name, value in fields.items() if value is not None}
         log.info("Downloaded", extra={"fields": fields})
 
@@ -116,6 +148,7 @@ def _parse(argv: Sequence[str]) -> dict[str, Any]:
             click.Argument(["model_id"]),
             click.Option(["--revision"], help="Branch, tag or commit on the hub."),
             click.Option(["--huggingface-hub-cache"], help="Where downloads are kept."),
+            click.Option(["--lora-adapters"], help="LoRA adapters to bring too, with commas."),
             click.Option(["--json-output/--no-json-output"], default=None, help="Write logs as JSON lines."),
             click.Option(["--log-level", "--logger-level"], help="Least level of logs."),
             click.Option(["--extension"], default=".safetensors", help="TGI's; only .safetensors is served."),
@@ -137,7 +170,7 @@ def _parse(argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _flags(said: Mapping[str, Any]) -> list[str]:
-    names = ("model_id", "revision", "huggingface_hub_cache", "json_output", "log_level")
+    names = ("model_id", "revision", "huggingface_hub_cache", "lora_adapters", "json_output", "log_level")
     given = {name: said[name] for name in names if said[name] is not None}
     return [f"--{name.replace('_', '-')}={str(value).lower() if value is True or value is False else value}"
             for name, value in given.items()]  # fmt: skip

@@ -7,13 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
+from serving.adapter_names import NamedAdapter
 from serving.errors import ModelError
-from serving.weights.model_files import ModelFiles, is_adapter
+from serving.weights.model_files import ModelFiles, is_adapter, local_adapter
 
 
 class Fetched(Struct, frozen=True, tag=True):
@@ -28,24 +30,30 @@ class NotFetched(Struct, frozen=True, tag=True):
     reason: str
 
 
-def fetch(model_id: str, revision: str | None) -> ModelFiles:
+def fetch(model_id: str, revision: str | None, adapters: Sequence[NamedAdapter] = ()) -> ModelFiles:
     """Wait until the model is here; minutes, where it is large and comes from a network.
 
     The child dies with the thread that called this. Its progress is on the standard streams.
+
+    Args:
+        adapters: for requests.
 
     Raises:
         ModelError: it cannot be had; the text says what to do.
     """
     directory = Path(model_id)
-    if directory.is_dir() and not is_adapter([path.name for path in directory.iterdir()]):
-        return ModelFiles(directory=model_id)
+    alone = directory.is_dir() and not is_adapter([path.name for path in directory.iterdir()])
+    if alone and all(Path(adapter.place).is_dir() for adapter in adapters):
+        return ModelFiles(directory=model_id, adapters={adapter.name: local_adapter(adapter) for adapter in adapters})
+    named = ",".join(map(str, adapters))
     ours, theirs = os.pipe()
     with open(ours, "rb") as outcome:  # noqa: PTH123 - a descriptor, not a path
         try:
             process = subprocess.Popen(
                 [
                     sys.executable, "-m", "serving", "download-weights", f"--outcome-fd={theirs}",
-                    *([] if revision is None else [f"--revision={revision}"]), "--", model_id,
+                    *([] if revision is None else [f"--revision={revision}"]),
+                    *([f"--lora-adapters={named}"] if adapters else []), "--", model_id,
                 ],
                 pass_fds=(theirs,), stdin=subprocess.DEVNULL,
             )  # fmt: skip

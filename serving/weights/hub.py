@@ -8,7 +8,7 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from tqdm import tqdm
 from serving import __version__
 from serving.errors import ConfigurationError, ModelError, WeirError
 from serving.protocol import Origin
-from serving.weights.model_files import collect, missing_names
+from serving.weights.model_files import Source, missing_names
+from serving.weights.model_files import collect as collect_model
 from serving.weights.progress import Progress
 
 FILES_AT_A_TIME = 8
@@ -43,8 +44,9 @@ log = logging.getLogger(__name__)
 
 
 def fetch(
-    repository: str, revision: str | None, *, cache: Path | None = None, token: str | None = None
-) -> tuple[Path, Origin]:
+    repository: str, revision: str | None, *, cache: Path | None = None, token: str | None = None,
+    collect: Callable[[Source], Path] = collect_model,
+) -> tuple[Path, Origin]:  # fmt: skip
     """Bring a repository's model or adapter into the cache.
 
     What is there already is not fetched again. When the hub cannot be asked, or HF_HUB_OFFLINE forbids it, the cache
@@ -54,6 +56,7 @@ def fetch(
         revision: a branch, a tag or a commit; the main branch where it is None.
         cache: where downloads are kept; the hub's usual place where it is None.
         token: for what not everybody may read; a stored one where it is None.
+        collect: fetches what is needed of it.
 
     Returns:
         The directory that holds the files, and what the hub told of them.

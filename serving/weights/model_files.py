@@ -10,6 +10,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from serving.adapter_names import NamedAdapter
 from serving.errors import ModelError
 from serving.protocol import Origin
 from serving.weights.weight_files import INDEX, SINGLE_FILE, named_in_index, unindexed
@@ -35,11 +36,13 @@ class ModelFiles(Struct, frozen=True, kw_only=True):
         directory: holds config.json and the weights.
         adapter_directory: holds an adapter that is merged into the weights while they are loaded.
         origin: what a hub told of the model that was asked for, which is the adapter where there is one.
+        adapters: by their names, the directories of the adapters that requests may ask for.
     """
 
     directory: str
     adapter_directory: str | None = None
     origin: Origin = Origin()
+    adapters: dict[str, str] = {}
 
     @property
     def tokenizer_directory(self) -> Path:
@@ -88,6 +91,34 @@ def collect(source: Source) -> Path:
     indexed = indexed_names(directory / INDEX) if INDEX in descriptions and not is_adapter(names) else None
     source.fetch(weight_names(names, indexed, source.name))
     return directory
+
+
+def collect_adapter(source: Source) -> Path:
+    """Fetch an adapter for a model that is there already: its configuration and its weights, whatever lies beside them.
+
+    Raises:
+        ModelError: it is none, or one whose weights are no safetensors.
+        ConfigurationError: as `Source.fetch`.
+    """
+    check_adapter(source.sizes.keys(), source.name)
+    return source.fetch([ADAPTER_CONFIG, ADAPTER_WEIGHTS])
+
+
+def check_adapter(names: Collection[str], where: str) -> None:
+    """Raise ModelError where files with these names hold no adapter that could be loaded."""
+    if ADAPTER_CONFIG not in names:
+        raise ModelError(f"{where} holds no {ADAPTER_CONFIG}: it is no adapter.")
+    if ADAPTER_WEIGHTS not in names:
+        raise ModelError(f"{where} holds no {ADAPTER_WEIGHTS}; only safetensors are served.")
+
+
+def local_adapter(adapter: NamedAdapter) -> str:
+    """The directory of an adapter that lies in one. Raises ModelError where it is no whole adapter."""
+    try:
+        check_adapter(_names(Path(adapter.place)), adapter.place)
+    except ModelError as error:
+        raise ModelError(f"The adapter {adapter.name}: {error}") from error
+    return adapter.place
 
 
 def is_adapter(names: Collection[str]) -> bool:

@@ -6,7 +6,7 @@ Knows no tensor, and nothing of adapters. Credentials, region and endpoint are f
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +14,8 @@ from typing import Any
 
 from serving.errors import ConfigurationError, WeirError
 from serving.weights.hub import make_room, remove_abandoned
-from serving.weights.model_files import collect
+from serving.weights.model_files import Source
+from serving.weights.model_files import collect as collect_model
 from serving.weights.progress import Progress
 
 SCHEME = "s3://"
@@ -22,8 +23,10 @@ SCHEME = "s3://"
 log = logging.getLogger(__name__)
 
 
-def fetch(uri: str, cache: Path) -> Path:
-    """Bring the model or adapter under `s3://bucket/prefix` into the cache. Returns its directory.
+def fetch(uri: str, cache: Path, collect: Callable[[Source], Path] = collect_model) -> Path:
+    """Bring the model or adapter under `s3://bucket/prefix` into the cache; `collect` fetches what is needed of it.
+
+    Returns its directory.
 
     A file is kept under its ETag, so that only what changed is fetched again, and what an interrupted download had
     finished is not.

@@ -282,3 +282,46 @@ def test_a_part_that_another_server_finished_meanwhile_is_none_to_remove(tmp_pat
     monkeypatch.setattr(Path, "glob", lambda *_: iter([tmp_path / "finished.incomplete", left]))
     remove_abandoned(tmp_path)
     assert not left.exists()
+
+
+ADAPTER = {"adapter_config.json": b'{"peft_type": "LORA"}', "adapter_model.safetensors": b"small"}
+
+
+def test_adapters_for_requests_come_along_with_their_own_revisions(hub, download, tmp_path):
+    hub.add("org/tiny", TINY)
+    others = ("README.md", "config.json", "tokenizer.json", "model.safetensors", "adapter_model.bin", "optimizer.bin")
+    repository = hub.add("org/french", {**ADAPTER, **dict.fromkeys(others, b"unneeded")})
+    repository.commit({**ADAPTER, "adapter_model.safetensors": b"newer"}, branch="v2")
+    here = tmp_path / "here"
+    here.mkdir()
+    for name, content in ADAPTER.items():
+        (here / name).write_bytes(content)
+    named = f"--lora-adapters=org/french,new=org/french@v2,here={here}"
+    told = download("org/tiny", named).lines[-1]
+    assert set(told["adapters"]) == {"org/french", "new", "here"}
+    first, new = Path(told["adapters"]["org/french"]), Path(told["adapters"]["new"])
+    assert {path.name for path in first.iterdir()} == set(ADAPTER)
+    assert (first / "adapter_model.safetensors").read_bytes() == b"small"
+    assert (new / "adapter_model.safetensors").read_bytes() == b"newer"
+    assert told["adapters"]["here"] == str(here)
+    assert {path.name for path in Path(told["directory"]).iterdir()} == set(TINY)
+    again = download("org/tiny", HF_HUB_OFFLINE="1", LORA_ADAPTERS=f"org/french,new=org/french@v2,here={here}")
+    assert again.lines[-1]["adapters"] == told["adapters"]
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (None, "the hub knows no such model or keeps it private"),
+        (TINY, "org/french holds no adapter_config.json: it is no adapter"),
+        ({"adapter_config.json": b"{}", "adapter_model.bin": b"pickle"}, "only safetensors are served"),
+    ],
+)
+def test_an_adapter_that_cannot_be_had_is_named_and_nothing_of_it_is_fetched(hub, download, files, words):
+    hub.add("org/tiny", TINY)
+    if files is not None:
+        hub.add("org/french", files)
+    error = download("org/tiny", "--lora-adapters", "fr=org/french").error
+    assert error.startswith("The adapter fr: ")
+    assert words in error
+    assert not [seen for seen in hub.seen if "/resolve/" in seen.path and "org/french" in seen.path]

@@ -116,3 +116,13 @@ def test_no_link_is_made_outside_of_the_models_directory(bucket, tmp_path, name)
     with pytest.raises(ConfigurationError, match="lies outside of the model"):
         prefix.fetch([name])
     assert not [path for path in tmp_path.rglob("*") if path.is_symlink()]
+
+
+def test_an_adapter_for_requests_is_fetched_alone(bucket, download_s3):
+    adapter = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"small"}
+    bucket.put("tiny/", TINY)
+    bucket.put("french/", {**adapter, **TINY, "optimizer.pt": b""})
+    done = download_s3("s3://models/tiny", "--lora-adapters=french=s3://models/french/")
+    fetched = Path(done.lines[-1]["adapters"]["french"])
+    assert {path.name for path in fetched.iterdir()} == set(adapter)
+    assert done.files() == set(TINY)
