@@ -17,13 +17,22 @@ from types import TracebackType
 from typing import Any, Generic, ParamSpec, Protocol, Self, TypeVar
 
 import gevent
-from gevent.event import Event
+from gevent.event import AsyncResult, Event
 from gevent.queue import Empty, SimpleQueue
 from gevent.threadpool import ThreadPool
 
 from serving.engine.engine import Engine
-from serving.engine.loop import Abort, EndSession, EngineLoop, Stop, Submit
-from serving.errors import ClientGone, GenerationError, NotReady, Overloaded, ShuttingDown, WeirError
+from serving.engine.loop import Abort, Command, DropAdapter, EndSession, EngineLoop, LoadAdapter, Stop, Submit
+from serving.errors import (
+    AdapterRefused,
+    ClientGone,
+    GenerationError,
+    NotReady,
+    Overloaded,
+    RequestError,
+    ShuttingDown,
+    WeirError,
+)
 from serving.plan import Runner
 from serving.protocol import Request, RequestOutput, StepStats
 
@@ -207,6 +216,8 @@ class Bridge(Generic[T]):
         stall_s: seconds without a step, with work there, after which the engine counts as hung.
         offload_threads: threads that `offload` may use at a time, and as many for `offload_long`.
         on_step: called on the hub with the numbers of every step.
+        on_adapter_lost: called on the hub with the number of an adapter that could not be loaded again after the
+            device process died, and why.
     """
 
     def __init__(
@@ -218,18 +229,21 @@ class Bridge(Generic[T]):
         stall_s: float = 60.0,
         offload_threads: int = 2,
         on_step: Callable[[StepStats], None] | None = None,
+        on_adapter_lost: Callable[[int, RequestError], None] | None = None,
     ) -> None:
         self.keep_alive_s = keep_alive_s
         self._start = start
         self._permits = permits
         self._stall_s = stall_s
         self._on_step = on_step
+        self._on_adapter_lost = on_adapter_lost
         self._state = State.LOADING
         self._failure: BaseException | None = None
         self._loaded: T | None = None
         self._engine_loop: EngineLoop | None = None
         self._held: dict[int, _Held] = {}
         self._numbers = itertools.count(1)
+        self._adapters: dict[int, AsyncResult] = {}  # by number: None once it is loaded, or why it cannot be
         self._mean_inference_s = 0.0
         self._latest: StepStats | None = None
         self._empty = Event()
@@ -237,7 +251,7 @@ class Bridge(Generic[T]):
         self._pool = ThreadPool(offload_threads)
         self._long_pool = ThreadPool(offload_threads)
         self._hub_loop = gevent.get_hub().loop
-        self._inbox: queue.SimpleQueue[Submit | Abort | EndSession | Stop] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
         self._thread.start()
 
@@ -247,7 +261,9 @@ class Bridge(Generic[T]):
         try:
             engine, start_runner, loaded = self._start()
             try:
-                loop = EngineLoop(engine, self._inbox, self._publish, start_runner, self._runner_changed)
+                loop = EngineLoop(
+                    engine, self._inbox, self._publish, start_runner, self._runner_changed, self._adapter_changed
+                )
                 self._to_hub(self._become_ready, loop, loaded)
                 loop.run()
             finally:
@@ -260,6 +276,9 @@ class Bridge(Generic[T]):
 
     def _runner_changed(self, alive: bool) -> None:
         self._to_hub(self._recovered if alive else self._recover)
+
+    def _adapter_changed(self, number: int, error: RequestError | None) -> None:
+        self._to_hub(self._settle_adapter, number, error)
 
     def _to_hub(self, function: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> None:
         self._hub_loop.run_callback_threadsafe(function, *args, **kwargs)
@@ -290,6 +309,7 @@ class Bridge(Generic[T]):
         for held in self._held.values():
             held.in_engine = False
         self._end_streams(GenerationError("the engine stopped"))
+        self._end_loading(NotReady())
 
     def _deliver(self, outputs: list[RequestOutput], stats: StepStats) -> None:
         for output in outputs:
@@ -307,6 +327,15 @@ class Bridge(Generic[T]):
         if self._on_step is not None:
             self._on_step(stats)
 
+    def _settle_adapter(self, number: int, error: RequestError | None) -> None:
+        asked = self._adapters.get(number)
+        if error is not None:
+            self._adapters.pop(number, None)
+        if asked is not None and not asked.ready():
+            asked.set(error)
+        elif error is not None and self._on_adapter_lost is not None:
+            self._on_adapter_lost(number, error)
+
     def _client_gone(self, number: int) -> None:
         held = self._held.get(number)
         if held is not None:
@@ -323,6 +352,11 @@ class Bridge(Generic[T]):
                 held.in_engine = False
                 self._inbox.put(Abort(number))
             held.items.put(error)
+
+    def _end_loading(self, error: RequestError) -> None:
+        for asked in self._adapters.values():
+            if not asked.ready():
+                asked.set(error)
 
     # -- for the handlers of requests ---------------------------------------------------------------------------------
 
@@ -414,6 +448,35 @@ class Bridge(Generic[T]):
         """Let the engine know that a session is over."""
         self._inbox.put(EndSession((cache_salt, session_id)))
 
+    def load_adapter(self, number: int, directory: str) -> None:
+        """Have the device load a LoRA adapter, and wait for it. Asked again, it is loaded once all the same.
+
+        Args:
+            number: at least 1, and never used for another adapter.
+
+        Raises:
+            AdapterRefused: the device cannot compute with it, or it was dropped meanwhile.
+            NoRoomForAdapter: it has as many as it can hold.
+            NotReady, ShuttingDown: as `loaded`.
+        """
+        asked = self._adapters.get(number)
+        if asked is None:
+            self.loaded()
+            asked = self._adapters[number] = AsyncResult()
+            self._inbox.put(LoadAdapter(number, directory))
+        while not asked.ready():
+            asked.wait(self.keep_alive_s)  # gevent takes a wait without an end for a deadlock where nobody calls
+        error = asked.get()
+        if error is not None:
+            raise error
+
+    def drop_adapter(self, number: int) -> None:
+        """Let no new request have an adapter; those under way keep it. It may be loading yet, or unknown."""
+        asked = self._adapters.pop(number, None)
+        if asked is not None and not asked.ready():
+            asked.set(AdapterRefused("it was unloaded meanwhile"))
+        self._inbox.put(DropAdapter(number))
+
     def holds_any(self, numbers: Sequence[int]) -> bool:
         """Whether one of these permits is in use."""
         return any(number in self._held for number in numbers)
@@ -477,6 +540,7 @@ class Bridge(Generic[T]):
         """End every stream, the engine thread and with it the runner; a thread that does not end in time is left."""
         self._state = State.DRAINING
         self._end_streams(GenerationError("server is shutting down"))
+        self._end_loading(ShuttingDown())
         self._inbox.put(Stop())
         limit = time.monotonic() + (patience_s if self._engine_loop is not None else 0.0)
         while self._thread.is_alive() and time.monotonic() < limit:

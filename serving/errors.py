@@ -120,6 +120,31 @@ class AdaptersUnsupported(RequestError):
         super().__init__("Adapters cannot be loaded at run time in this version; merge the adapter into its base model")
 
 
+class AdapterRefused(RequestError):
+    """The device cannot compute with this adapter; the text says why and names no path."""
+
+    error_type = "adapter_refused"
+    prefix = "The adapter cannot be loaded: "
+
+
+class AdapterConflict(RequestError):
+    """Another adapter has this name."""
+
+    error_type = "adapter_conflict"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"The adapter `{name[:200]}` is there already and came from another place; unload it first")
+
+
+class NoRoomForAdapter(RequestError):
+    """As many adapters are loaded as memory was set aside for."""
+
+    error_type = "no_room_for_adapter"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"{detail}, or start the server with a larger --max-lora-adapters (MAX_LORA_ADAPTERS)")
+
+
 class TemplateError(RequestError):
     """The chat template is missing or refuses these messages."""
 

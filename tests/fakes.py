@@ -34,11 +34,14 @@ def byte_tokenizer() -> Tokenizer:
 
 
 class DeviceRow:
-    """What the device remembers of one sequence."""
+    """What the device remembers of one sequence; `adapter` is its directory, "" for the model as it is."""
 
-    def __init__(self, new: NewRow) -> None:
+    def __init__(self, new: NewRow, adapter: str) -> None:
         self.prompt = new.token_ids[: new.prompt_length]
-        self.root = _read_by_encoder(new.encoder_token_ids) if new.encoder_token_ids else ROOT
+        self.number = new.adapter
+        self.adapter = adapter
+        root = _read_by_encoder(new.encoder_token_ids) if new.encoder_token_ids else ROOT
+        self.root = _digest([root, adapter.encode()]) if adapter else root
         self.token_ids = list(new.token_ids)
         self.sampling = new.sampling
 
@@ -53,11 +56,15 @@ class FakeRunner:
         die_after: plans that are answered before the device dies; None = never dies.
         dies_on: dies on the plans for which this is true.
         reply: the generated ids by prompt ids; after them `eos_token_id` for ever. None = ids from a hash.
+        adapted: what an adapter of a directory makes of such ids.
+        max_adapters: how many it has room for.
+        refuses: why it does not load the adapter of a directory; None where it does.
         bad_choice: replaces a row's choice; for devices that answer nonsense.
 
     Attributes:
         rows: what is remembered, by sequence id.
         plans: how many plans were answered.
+        adapters: directories of the loaded ones, by number.
         computed_tokens: over all plans.
         closed: whether `close` was called.
     """
@@ -77,6 +84,9 @@ class FakeRunner:
         reply: Callable[[list[int]], list[int]] | None = None,
         eos_token_id: int = 0,
         bad_choice: Callable[[Row, Choice], Choice | None] | None = None,
+        adapted: Callable[[list[int], str], list[int]] | None = None,
+        max_adapters: int = 8,
+        refuses: Callable[[str], str | None] = lambda directory: None,
     ) -> None:
         self._facts = ModelFacts(
             vocab_size=vocab_size,
@@ -98,7 +108,11 @@ class FakeRunner:
         self._reply = reply
         self._eos_token_id = eos_token_id
         self._bad_choice = bad_choice
+        self._adapted = adapted
+        self._max_adapters = max_adapters
+        self._refuses = refuses
         self._dead = False
+        self.adapters: dict[int, str] = {}
         self.rows: dict[int, DeviceRow] = {}
         self.plans = 0
         self.computed_tokens = 0
@@ -139,10 +153,23 @@ class FakeRunner:
         for sequence_id in plan.finished:
             assert sequence_id in self.rows, "finished names a row that the device does not know"
             del self.rows[sequence_id]
+        for number in plan.dropped:
+            assert all(row.number != number for row in self.rows.values()), "a row uses a dropped adapter"
+            del self.adapters[number]
+        refused = {adapter.number: why for adapter in plan.adapters if (why := self._refuses(adapter.directory))}
+        for adapter in plan.adapters:
+            assert adapter.number >= 1
+            assert adapter.number not in self.adapters, "an adapter was loaded twice"
+            if adapter.number not in refused:
+                self.adapters[adapter.number] = adapter.directory
+        assert len(self.adapters) <= self._max_adapters, "more adapters than the device has room for"
+        if plan.adapters and not plan.rows:
+            return StepResult(rows=[], refused=refused)
         for new in plan.started:
+            assert new.adapter == 0 or new.adapter in self.adapters, "a row with an adapter that is not there"
             assert new.sequence_id not in self.rows, "a row was started twice"
             assert 0 < new.prompt_length <= len(new.token_ids)
-            self.rows[new.sequence_id] = DeviceRow(new)
+            self.rows[new.sequence_id] = DeviceRow(new, self.adapters.get(new.adapter, ""))
         assert len(self.rows) <= self._facts.max_rows, "more sequences than the device has room for"
         assert plan.rows, "an empty plan"
         assert len({row.sequence_id for row in plan.rows}) == len(plan.rows), "two rows of one sequence"
@@ -155,7 +182,7 @@ class FakeRunner:
             self._write(row, context[-1] if context else self.rows[row.sequence_id].root)
         for row, context in zip(plan.rows, contexts, strict=True):
             assert self._read(row, row.position) == context, "a row wrote where another one reads"
-        return StepResult(rows=[self._answer(row) for row in plan.rows])
+        return StepResult(rows=[self._answer(row) for row in plan.rows], refused=refused)
 
     def _check(self, row: Row) -> None:
         known = self.rows[row.sequence_id].token_ids
@@ -205,6 +232,8 @@ class FakeRunner:
             token_id = int.from_bytes(_digest(slots), "little") % vocab_size
         else:
             reply = self._reply(state.prompt)
+            if state.adapter and self._adapted is not None:
+                reply = self._adapted(reply, state.adapter)
             at = len(state.token_ids) - len(state.prompt)
             token_id = reply[at] if at < len(reply) else self._eos_token_id
         logprob = _logprob(slots)

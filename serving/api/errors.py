@@ -25,6 +25,9 @@ STATUSES = MappingProxyType(
         "unknown_route": HTTPStatus.NOT_FOUND,
         "adapter_not_found": HTTPStatus.NOT_FOUND,
         "adapters_unsupported": HTTPStatus.FAILED_DEPENDENCY,  # as AWS's own containers answer when loading fails
+        "adapter_refused": HTTPStatus.FAILED_DEPENDENCY,
+        "adapter_conflict": HTTPStatus.CONFLICT,
+        "no_room_for_adapter": HTTPStatus.INSUFFICIENT_STORAGE,
         "validation": HTTPStatus.UNPROCESSABLE_ENTITY,
         "Input validation error": HTTPStatus.UNPROCESSABLE_ENTITY,
         "suffix not supported": HTTPStatus.UNPROCESSABLE_ENTITY,

@@ -18,7 +18,8 @@ class BlockManager:
     """Keeps each sequence's block table in step with what is to be computed.
 
     A full block is named by a digest of its token ids and of its parent's name, from a root made of the request's
-    `cache_salt` and of the text that an encoder reads; so a name stands for all that the block's content depends on.
+    `cache_salt` and adapter and of the text that an encoder reads; so a name stands for all that the block's content
+    depends on.
 
     Args:
         count: blocks there are, with block 0, which is never handed out.
@@ -148,11 +149,13 @@ class BlockManager:
 
 
 def _root(request: Request) -> bytes:
-    salt = _digest(request.cache_salt.encode("utf-8", "surrogatepass"))
-    if not request.encoder_token_ids:
-        return salt
-    # A length that no block's content has: what was read must not be taken for what was written.
-    return _digest(b"read:" + salt + array("I", request.encoder_token_ids).tobytes())
+    root = _digest(request.cache_salt.encode("utf-8", "surrogatepass"))
+    # Lengths that no block's content has: what was read must not be taken for what was written.
+    if request.adapter:
+        root = _digest(b"adapter:" + root + request.adapter.to_bytes(8, "little"))
+    if request.encoder_token_ids:
+        root = _digest(b"read:" + root + array("I", request.encoder_token_ids).tobytes())
+    return root
 
 
 def _digest(content: bytes) -> bytes:

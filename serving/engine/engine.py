@@ -7,12 +7,15 @@ import logging
 import time
 from collections.abc import Callable
 
+import msgspec
+
+from serving.engine.adapters import DeviceAdapters
 from serving.engine.block_manager import BlockManager
 from serving.engine.leases import Key
 from serving.engine.output import OutputProcessor
 from serving.engine.scheduler import Scheduler, Step
 from serving.engine.sequence import Sequence
-from serving.errors import GenerationError, RunnerDied
+from serving.errors import AdapterRefused, GenerationError, RunnerDied
 from serving.plan import Row, RowResult, Runner, StepPlan, StepResult
 from serving.protocol import Request, RequestOutput, StepStats
 from serving.tokenizer import Tokenizer
@@ -32,6 +35,7 @@ class Engine:
         max_rows: sequences in one step; never more than the device was measured with.
         prefix_caching: whether computed blocks are remembered and found again.
         lease_share: how much of the KV cache open sessions may keep while nobody else needs it.
+        max_adapters: how many LoRA adapters the device has room for.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class Engine:
         max_rows: int,
         prefix_caching: bool = True,
         lease_share: float = 0.5,
+        max_adapters: int = 0,
     ) -> None:
         self._runner = runner
         self._tokenizer = tokenizer
@@ -55,6 +60,9 @@ class Engine:
         self._sequences: dict[int, Sequence] = {}
         self._dying: list[Sequence] = []
         self._lost: StepStats | None = None
+        self._adapters = DeviceAdapters(max_adapters)
+        self._lost_adapters: dict[int, str] = {}
+        self._unsaid: list[RequestOutput] = []  # last outputs of requests that are in no step any more
         self._scheduler = self._make_scheduler()
         self._processor = self._make_processor()
 
@@ -65,6 +73,9 @@ class Engine:
             request_id: never used a second time.
             arrived: `time.monotonic()` of when it was handed over, if that is not now.
         """
+        if not self._adapters.accepts(request.adapter):
+            self._unsaid.append(RequestOutput(request_id=request_id, error="its adapter was unloaded"))
+            return
         sequence = Sequence.start(
             request_id,
             request,
@@ -79,6 +90,7 @@ class Engine:
         """Forget a request and free its blocks at once; no output follows. Unknown ids are ignored: they finished."""
         if request_id in self._sequences:
             self._forget(self._sequences[request_id])
+        self._unsaid = [output for output in self._unsaid if output.request_id != request_id]
 
     def end_session(self, key: Key) -> None:
         """Keep nothing more for a session; its running requests go on without one. Unknown ones are ignored."""
@@ -87,9 +99,38 @@ class Engine:
             if sequence.session is not None and (sequence.request.cache_salt, sequence.session.id) == key:
                 sequence.session = None
 
+    def load_adapter(self, number: int, directory: str) -> None:
+        """Have the device load a LoRA adapter, between two steps; requests may then have its number.
+
+        Args:
+            number: at least 1, never used a second time.
+
+        Raises:
+            NoRoomForAdapter: the device has as many as it can hold.
+            AdapterRefused: the device cannot compute with it.
+            RunnerDied: the device is gone; `restart` loads the adapter into a new one.
+        """
+        self._adapters.add(number, directory, self._adapters_in_use())
+        reason = self._bring_adapters().get(number)
+        if reason is not None:
+            raise AdapterRefused(reason)
+
+    def drop_adapter(self, number: int) -> None:
+        """Give an adapter up: no new request has it, those under way keep it, then the device forgets it."""
+        self._adapters.drop(number)
+
+    def has_adapter(self, number: int) -> bool:
+        """Whether requests can be computed with it."""
+        return self._adapters.has(number)
+
+    def take_lost_adapters(self) -> dict[int, str]:
+        """By number, why adapters could not be brought to a new device; each is told once."""
+        lost, self._lost_adapters = self._lost_adapters, {}
+        return lost
+
     def has_work(self) -> bool:
         """Whether `step` would have something to do."""
-        return bool(self._sequences)
+        return bool(self._sequences or self._unsaid)
 
     def alive(self) -> bool:
         """Whether the runner can still be used; never blocks."""
@@ -146,24 +187,34 @@ class Engine:
         """Go on with a new runner: every live sequence is computed again from its tokens, its stream goes on.
 
         A request whose plans died `MAX_DEATHS` times without a token in between is given up; one death short of
-        that, it is computed alone, so that a poisonous request takes no innocent one with it.
+        that, it is computed alone, so that a poisonous request takes no innocent one with it. So are the requests of
+        an adapter that the new device refuses.
 
         Returns:
             The last outputs of the requests given up.
+
+        Raises:
+            RunnerDied: the new device is gone too, while it loaded an adapter. Call `restart` with another one: what
+                kills the device twice is not loaded again.
         """
         self._runner = runner
-        outputs = []
         for sequence in self._dying:
             sequence.deaths += 1
             if sequence.deaths >= MAX_DEATHS and self._sequences.pop(sequence.id, None) is not None:
-                outputs.append(_failure(sequence, "the device process died while computing this request"))
+                self._unsaid.append(_failure(sequence, "the device process died while computing this request"))
         self._dying = []
         self._scheduler = self._make_scheduler()
         self._processor = self._make_processor()
         for sequence in self._sequences.values():
             sequence.forget_device()
             self._scheduler.add(sequence)
-        return outputs
+        self._adapters.forget_device()
+        self._lost_adapters |= self._bring_adapters()
+        for sequence in [each for each in self._sequences.values() if not self._adapters.has(each.request.adapter)]:
+            self._forget(sequence)
+            reason = self._lost_adapters[sequence.request.adapter]
+            self._unsaid.append(_failure(sequence, f"its adapter could not be loaded again: {reason}"))
+        return self._take_unsaid()
 
     def load(self) -> StepStats:
         """The engine between steps: what waits, runs and is used; everything that a step would count is 0."""
@@ -176,15 +227,45 @@ class Engine:
             meanwhile()
             return StepResult(rows=[])
         self._dying = list(step.rows)
-        self._runner.submit(step.plan)
+        dropped = self._adapters.take_unused(self._adapters_in_use())
+        self._runner.submit(msgspec.structs.replace(step.plan, dropped=dropped) if dropped else step.plan)
         meanwhile()
         result = self._runner.collect()
         _check_rows(step.plan, result)
         self._dying = []
         return result
 
+    def _bring_adapters(self) -> dict[int, str]:
+        """Have the device load what it lacks, one with a plan; returns why it refused some. Raises RunnerDied."""
+        refused: dict[int, str] = {}
+        dropped = self._adapters.take_unused(self._adapters_in_use())
+        for adapter in self._adapters.missing():
+            finished = self._scheduler.take_finished()
+            plan = StepPlan(rows=[], finished=finished, dropped=dropped, adapters=[adapter])
+            dropped = []
+            try:
+                self._runner.submit(plan)
+                result = self._runner.collect()
+            except RunnerDied:
+                if self._adapters.died(adapter.number):
+                    self._lost_adapters[adapter.number] = "the device process died while it was loaded"
+                raise
+            if adapter.number in result.refused:
+                self._adapters.refused(adapter.number)
+            else:
+                self._adapters.arrived(adapter.number)
+            refused |= result.refused
+        return refused
+
+    def _adapters_in_use(self) -> set[int]:
+        return {sequence.request.adapter for sequence in self._sequences.values()}
+
+    def _take_unsaid(self) -> list[RequestOutput]:
+        unsaid, self._unsaid = self._unsaid, []
+        return unsaid
+
     def _process(self, step: Step, result: StepResult, now: float) -> list[RequestOutput]:
-        outputs = []
+        outputs = self._take_unsaid()
         for sequence, row, row_result in zip(step.rows, step.plan.rows, result.rows, strict=True):
             output = self._process_row(sequence, row, row_result, now)
             if output is not None:

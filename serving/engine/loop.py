@@ -11,7 +11,7 @@ from msgspec import Struct, field
 
 from serving.engine.engine import Engine
 from serving.engine.leases import Key
-from serving.errors import RunnerDied
+from serving.errors import AdapterRefused, NoRoomForAdapter, RequestError, RunnerDied
 from serving.plan import Runner
 from serving.protocol import Request, RequestOutput, StepStats
 
@@ -39,20 +39,38 @@ class EndSession(Struct, frozen=True):
     key: Key
 
 
+class LoadAdapter(Struct, frozen=True):
+    """Have the device load the LoRA adapter in a directory; `number` is new, and 1 at least."""
+
+    number: int
+    directory: str
+
+
+class DropAdapter(Struct, frozen=True):
+    """No new request has this adapter; unknown ones are ignored."""
+
+    number: int
+
+
 class Stop(Struct, frozen=True):
     """Leave `EngineLoop.run`; what still runs gets no further output."""
+
+
+Command = Submit | Abort | EndSession | LoadAdapter | DropAdapter | Stop
 
 
 class EngineLoop:
     """The engine thread's body.
 
     Args:
-        inbox: Submit, Abort, EndSession and Stop, put by any thread.
+        inbox: commands, put by any thread.
         publish: called once a step with its outputs (perhaps none), while the device computes the next; without a
             step, and `Engine.load` as numbers (`rows` is 0), once after a restart with the outputs of the requests
             given up, and once when aborts have left nothing to do.
         start_runner: makes the next runner after one died; what it raises ends `run`.
         on_state: told False when the runner died and True when its successor works.
+        on_adapter: told the number of each adapter that came to the device after a LoadAdapter, with None; and with
+            the reason the number of each that did not, or that could not be loaded again after a restart.
 
     Attributes:
         steps: steps done; other threads may read it, and the next two, without a lock.
@@ -63,16 +81,18 @@ class EngineLoop:
     def __init__(
         self,
         engine: Engine,
-        inbox: "queue.SimpleQueue[Submit | Abort | EndSession | Stop]",
+        inbox: "queue.SimpleQueue[Command]",
         publish: Callable[[list[RequestOutput], StepStats], None],
         start_runner: Callable[[], Runner],
         on_state: Callable[[bool], None],
+        on_adapter: Callable[[int, RequestError | None], None],
     ) -> None:
         self._engine = engine
         self._inbox = inbox
         self._publish = publish
         self._start_runner = start_runner
         self._on_state = on_state
+        self._on_adapter = on_adapter
         self._idle_deaths = 0
         self._made: tuple[list[RequestOutput], StepStats] | None = None
         self.steps = 0
@@ -116,8 +136,24 @@ class EngineLoop:
                     self._engine.abort(command.request_id)
                 case EndSession():
                     self._engine.end_session(command.key)
+                case LoadAdapter():
+                    self._load_adapter(command)
+                case DropAdapter():
+                    self._engine.drop_adapter(command.number)
                 case Stop():
                     return False
+
+    def _load_adapter(self, asked: LoadAdapter) -> None:
+        self._hand_out()  # nobody's tokens wait for it
+        try:
+            self._engine.load_adapter(asked.number, asked.directory)
+        except (AdapterRefused, NoRoomForAdapter) as error:
+            self._on_adapter(asked.number, error)
+            return
+        except RunnerDied:
+            self._recover()  # which tries it once more
+        if self._engine.has_adapter(asked.number):
+            self._on_adapter(asked.number, None)
 
     def _step(self) -> None:
         try:
@@ -143,10 +179,20 @@ class EngineLoop:
 
     def _recover(self) -> None:
         self._on_state(False)
-        self._engine.close()
-        outputs = self._engine.restart(self._start_runner())
+        outputs = None
+        while outputs is None:
+            self._engine.close()
+            outputs = self._restarted(self._start_runner())
         self._on_state(True)
         self._publish(outputs, self._engine.load())
+        for number, reason in self._engine.take_lost_adapters().items():
+            self._on_adapter(number, AdapterRefused(reason))
+
+    def _restarted(self, runner: Runner) -> list[RequestOutput] | None:
+        try:
+            return self._engine.restart(runner)
+        except RunnerDied:  # of an adapter that it loaded, which is given up if that happens again
+            return None
 
     def _count_idle_death(self) -> None:
         self._idle_deaths += 1

@@ -92,6 +92,11 @@ class Scheduler:
         self._write_plan(step)
         return step
 
+    def take_finished(self) -> list[int]:
+        """The ids of what the device was told of and shall forget, for a plan that is not made here."""
+        finished, self._finished = self._finished, []
+        return finished
+
     def commit(self, step: Step, waiting: Collection[int] = ()) -> None:
         """Count the step's rows as computed; the blocks that are full now can be found by others.
 
@@ -221,8 +226,7 @@ class Scheduler:
                     sample=tokens == pending,
                 )
             )
-        step.plan = StepPlan(rows=rows, started=news, finished=self._finished)
-        self._finished = []
+        step.plan = StepPlan(rows=rows, started=news, finished=self.take_finished())
 
 
 def _new_row(sequence: Sequence) -> NewRow:
@@ -232,4 +236,5 @@ def _new_row(sequence: Sequence) -> NewRow:
         prompt_length=sequence.prompt_length,
         sampling=sequence.request.sampling,
         encoder_token_ids=sequence.request.encoder_token_ids,
+        adapter=sequence.request.adapter,
     )

@@ -49,6 +49,7 @@ class House:
             eos_token_ids=frozenset({0}),
             max_step_tokens=512,
             max_rows=self.max_rows,
+            max_adapters=2,
         )
         return engine, self.start_runner, "loaded"
 
@@ -175,7 +176,7 @@ def test_until_the_model_is_loaded_nothing_is_taken_and_the_hub_turns(build):
     gevent.sleep(0.05)
     assert bridge.state is State.LOADING
     assert not bridge.healthy()
-    for call in (bridge.loaded, bridge.permit, lambda: bridge.submit(request())):
+    for call in (bridge.loaded, bridge.permit, lambda: bridge.submit(request()), lambda: bridge.load_adapter(1, "/a")):
         with pytest.raises(NotReady):
             call()
     gate.set()
@@ -490,6 +491,64 @@ def test_health_is_false_for_a_hung_device_and_true_for_an_idle_one(build):
     gate.set()
     words(stream)
     wait_until(bridge.healthy)
+
+
+def test_an_adapter_is_waited_for_while_the_hub_turns_and_loaded_once_however_many_ask(build):
+    house = build(slow(delay_s=0.2))
+    bridge = house.wait()
+    turns = []
+    turning = gevent.spawn(lambda: [turns.append(gevent.sleep(0.01)) for _ in range(10)])
+    asked = [gevent.spawn(bridge.load_adapter, 1, "/fr") for _ in range(3)]
+    turning.join()
+    assert not any(each.dead for each in asked), "the device is at it yet"
+    gevent.joinall(asked, raise_error=True)
+    bridge.load_adapter(1, "/fr")
+    assert house.runners[0].adapters == {1: "/fr"}
+    bridge.drop_adapter(1)
+    bridge.drop_adapter(7)
+    bridge.load_adapter(2, "/de")
+    assert house.runners[0].adapters == {2: "/de"}
+
+
+def test_who_waits_for_an_adapter_that_is_dropped_waits_no_longer(build):
+    house = build(slow(delay_s=0.2))
+    bridge = house.wait()
+    asked = gevent.spawn(bridge.load_adapter, 1, "/fr")
+    gevent.sleep(0.05)
+    bridge.drop_adapter(1)
+    asked.join(0.1)
+    assert "unloaded meanwhile" in str(asked.exception)
+    bridge.load_adapter(2, "/de")
+    assert house.runners[0].adapters == {2: "/de"}
+
+
+def test_all_who_wait_for_an_adapter_hear_why_it_is_refused(build):
+    bridge = build(slow(delay_s=0.05, refuses=lambda directory: "another base")).wait()
+    asked = [gevent.spawn(bridge.load_adapter, 1, "/fr") for _ in range(2)]
+    gevent.joinall(asked)
+    assert [str(each.exception) for each in asked] == ["The adapter cannot be loaded: another base"] * 2
+
+
+def test_an_adapter_that_a_new_device_refuses_is_told_of(build):
+    lost = []
+    first = slow()
+    again = slow(refuses=lambda directory: "it changed")
+    bridge = build(first, again, on_adapter_lost=lambda number, error: lost.append((number, str(error)))).wait()
+    bridge.load_adapter(1, "/fr")
+    first.kill()
+    wait_until(lambda: lost)
+    assert lost == [(1, "The adapter cannot be loaded: it changed")]
+
+
+@pytest.mark.parametrize("end", ["close", "no device is left"])
+def test_nobody_waits_for_an_adapter_when_nobody_loads_it(build, end):
+    bridge = build(slow(delay_s=0.3, dies_on=lambda plan: end != "close")).wait()
+    asked = gevent.spawn(bridge.load_adapter, 1, "/fr")
+    gevent.sleep(0.05)
+    if end == "close":
+        bridge.close()
+    asked.join(5)
+    assert isinstance(asked.exception, ShuttingDown if end == "close" else NotReady)
 
 
 def test_draining_refuses_new_work_and_lets_open_requests_end(build):

@@ -10,7 +10,7 @@ from fakes import FakeRunner
 from tokenizers import decoders, models
 
 from serving.engine.engine import Engine
-from serving.errors import RunnerDied
+from serving.errors import NoRoomForAdapter, RunnerDied
 from serving.protocol import Request, SamplingParams, Session, StopParams
 from serving.tokenizer import Tokenizer
 
@@ -44,6 +44,7 @@ def make_engine(runner, **options):
         max_rows=options.get("max_rows", 64),
         prefix_caching=options.get("prefix_caching", True),
         lease_share=options.get("lease_share", 0.0),
+        max_adapters=options.get("max_adapters", 1),
     )
 
 
@@ -61,6 +62,8 @@ def facts(outputs):
 
 def alone(request):
     engine = make_engine(FakeRunner(len(VOCABULARY), block_size=64, block_count=8, max_step_tokens=512))
+    if request.adapter:
+        engine.load_adapter(request.adapter, f"/{request.adapter}")
     engine.add(0, request)
     outputs = []
     while engine.has_work():
@@ -80,7 +83,10 @@ class Scenario:
             "max_rows": self.random.randint(1, 6),
             "prefix_caching": self.random.random() < 0.8,
             "lease_share": self.random.choice([0.0, 0.3, 1.0]),
+            "max_adapters": self.random.randint(0, 3),
         }
+        self.adapters = []
+        self.loaded = self.unloaded = 0
         self.deaths_left = self.random.randint(1, 4) if deaths else 0
         self.runner = self.make_runner()
         self.engine = make_engine(self.runner, **self.limits)
@@ -89,6 +95,7 @@ class Scenario:
         self.aborted = set()
         self.texts = [[self.random.randrange(2, len(VOCABULARY)) for _ in range(6)]]
         self.preempted = self.cached = self.leased = 0
+        self.lost = {}
 
     def make_runner(self):
         die_after = None
@@ -102,7 +109,36 @@ class Scenario:
             max_step_tokens=64,
             die_after=die_after,
             max_rows=self.limits["max_rows"],
+            max_adapters=self.limits["max_adapters"],
         )
+
+    def change_adapters(self):
+        """Load one, or drop one that running requests may use."""
+        if self.adapters and self.random.random() < 0.5:
+            self.engine.drop_adapter(self.adapters.pop(self.random.randrange(len(self.adapters))))
+            self.unloaded += 1
+            return
+        number = self.loaded + 1
+        try:
+            self.engine.load_adapter(number, f"/{number}")
+        except NoRoomForAdapter:
+            return
+        except RunnerDied:
+            self.restart()
+        self.loaded = number
+        self.adapters.append(number)
+        self.adapters = [each for each in self.adapters if self.engine.has_adapter(each)]
+
+    def restart(self):
+        while True:
+            self.runner = self.make_runner()
+            try:
+                self.keep(self.engine.restart(self.runner))
+                break
+            except RunnerDied:
+                continue
+        self.lost |= self.engine.take_lost_adapters()
+        self.adapters = [each for each in self.adapters if self.engine.has_adapter(each)]
 
     def make_request(self):
         # A prompt that begins like an earlier text, its answer included, makes shared blocks.
@@ -124,6 +160,7 @@ class Scenario:
                 ignore_eos=self.random.random() < 0.5,
                 keep_stop_text=self.random.random() < 0.5,
             ),
+            adapter=self.random.choice([0, 0, *self.adapters]),
             cache_salt=self.random.choice(["", "", "tenant"]),
             session=self.random.choice([None, *SESSIONS]),
         )
@@ -136,9 +173,11 @@ class Scenario:
             leased = stats.blocks_leased
             assert leased <= self.limits["lease_share"] * (self.block_count - 1)
             self.leased += leased
+            self.keep(outputs)
         except RunnerDied:
-            self.runner = self.make_runner()
-            outputs = self.engine.restart(self.runner)
+            self.restart()
+
+    def keep(self, outputs):
         for output in outputs:
             assert output.request_id not in self.aborted, "an output after an abort"
             earlier = self.outputs.setdefault(output.request_id, [])
@@ -159,6 +198,8 @@ class Scenario:
 
     def run(self):
         for _ in range(self.random.randint(5, 30)):
+            if self.random.random() < 0.3:
+                self.change_adapters()
             for _ in range(self.random.choice([0, 1, 1, 3])):
                 request_id = len(self.requests)
                 self.requests[request_id] = self.make_request()
@@ -193,6 +234,8 @@ class Scenario:
             elif "KV cache" in error:
                 positions = len(request.prompt_token_ids) + len(expected["tokens"]) - 1
                 assert -(-positions // self.block_size) > self.block_count - 1, "given up though it fits"
+            elif "its adapter could not be loaded again" in error:
+                assert request.adapter in self.lost
             else:
                 assert error == "the device process died while computing this request"
         return compared
@@ -220,7 +263,7 @@ class Scenario:
 @pytest.mark.parametrize("deaths", [False, True], ids=["calm", "deadly"])
 @pytest.mark.parametrize("case", range(8))
 def test_every_answer_is_that_of_the_request_alone(case, deaths):
-    compared = preempted = cached = leased = 0
+    compared = preempted = cached = leased = loaded = unloaded = 0
     for number in range(SCENARIOS_PER_CASE):
         scenario = Scenario(f"{case}.{number}.{deaths}", deaths=deaths)
         scenario.run()
@@ -229,7 +272,11 @@ def test_every_answer_is_that_of_the_request_alone(case, deaths):
         preempted += scenario.preempted
         cached += scenario.cached
         leased += scenario.leased
+        loaded += scenario.loaded
+        unloaded += scenario.unloaded
     assert compared > 5 * SCENARIOS_PER_CASE
     assert preempted > 0
     assert cached > 0
     assert leased > 0
+    assert loaded > SCENARIOS_PER_CASE
+    assert unloaded > 0

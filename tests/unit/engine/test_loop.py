@@ -2,12 +2,13 @@ import queue
 import threading
 import time
 
+import msgspec
 import pytest
 from fakes import FakeRunner, byte_tokenizer
 
 from serving.engine import loop
 from serving.engine.engine import Engine
-from serving.engine.loop import Abort, EngineLoop, Stop, Submit
+from serving.engine.loop import Abort, DropAdapter, EngineLoop, LoadAdapter, Stop, Submit
 from serving.errors import ConfigurationError, RunnerDied
 from serving.protocol import Request, SamplingParams, StopParams
 
@@ -37,9 +38,13 @@ class Harness:
         self.states = []
         self.runners = [runner]
         self._on_output = on_output
-        engine = Engine(runner, TOKENIZER, eos_token_ids=frozenset(), max_step_tokens=64, max_rows=8)
+        engine = Engine(runner, TOKENIZER, eos_token_ids=frozenset(), max_step_tokens=64, max_rows=8, max_adapters=2)
         self._next_runner = next_runner
-        self.loop = EngineLoop(engine, self.inbox, self.publish, self.start_runner, self.states.append)
+        self.adapters = []
+        self.loop = EngineLoop(
+            engine, self.inbox, self.publish, self.start_runner, self.states.append,
+            lambda number, error: self.adapters.append((number, error and str(error))),
+        )  # fmt: skip
 
     def publish(self, outputs, stats):
         self.outputs += outputs
@@ -218,3 +223,87 @@ def test_progress_can_be_read_from_outside():
         harness.inbox.put(Stop())
         thread.join(timeout=10)
     assert not thread.is_alive()
+
+
+def test_adapters_come_between_steps_and_are_told():
+    def on_output(harness, output):
+        if len(harness.tokens(1)) == 3:
+            harness.inbox.put(LoadAdapter(1, "/fr"))
+            harness.inbox.put(LoadAdapter(2, "/bad"))
+            harness.inbox.put(Submit(2, adapted(1)))
+        if output.request_id == 2 and output.finish:
+            harness.inbox.put(DropAdapter(1))
+            harness.inbox.put(Submit(3, adapted(1)))
+        if output.error:
+            harness.inbox.put(Stop())
+
+    refuses = {"/bad": "another base"}.get
+    harness = Harness(FakeRunner(refuses=refuses), on_output=on_output)
+    harness.inbox.put(Submit(1, request(n=1000)))
+    harness.run()
+    assert harness.adapters == [(1, None), (2, "The adapter cannot be loaded: another base")]
+    assert len(harness.tokens(2)) == 5
+    assert [output.request_id for output in harness.outputs if output.error] == [3]
+
+
+def adapted(number):
+    return msgspec.structs.replace(request(), adapter=number)
+
+
+@pytest.mark.parametrize("deaths", [1, 2])
+def test_a_device_that_dies_over_an_adapter_is_started_again_and_asked_once_more(deaths):
+    left = [True] * deaths
+
+    def dies_on(plan):
+        return bool(plan.adapters) and bool(left) and left.pop()
+
+    def next_runner():
+        return FakeRunner(dies_on=dies_on)
+
+    harness = Harness(FakeRunner(dies_on=dies_on), next_runner=next_runner, on_output=stop_when(1))
+    harness.inbox.put(LoadAdapter(1, "/fr"))
+    harness.inbox.put(Submit(1, request()))
+    harness.run()
+    told = {1: None, 2: "The adapter cannot be loaded: the device process died while it was loaded"}[deaths]
+    assert harness.adapters == [(1, told)]
+    assert harness.states == [False, True]
+    assert [runner.closed for runner in harness.runners] == [True] * deaths + [False]
+    assert len(harness.tokens(1)) == 5
+
+
+def test_an_adapter_that_a_new_device_refuses_is_told_of():
+    def refuses(directory):
+        return "its files changed"
+
+    harness = Harness(FakeRunner(die_after=3), next_runner=lambda: FakeRunner(refuses=refuses), on_output=stop_when(2))
+    harness.inbox.put(LoadAdapter(1, "/fr"))
+    harness.inbox.put(Submit(1, adapted(1)))
+    harness.inbox.put(Submit(2, request()))
+    harness.run()
+    assert harness.adapters == [(1, None), (1, "The adapter cannot be loaded: its files changed")]
+    assert [output.error for output in harness.outputs if output.request_id == 1][-1] == (
+        "its adapter could not be loaded again: its files changed"
+    )
+    assert len(harness.tokens(2)) == 5
+
+
+def test_tokens_do_not_wait_for_an_adapter():
+    order = []
+
+    class Slow(FakeRunner):
+        def submit(self, plan):
+            if plan.adapters:
+                order.append("load")
+            super().submit(plan)
+
+    def on_output(harness, output):
+        order.append(len(harness.tokens(1)))
+        if output.finish:
+            harness.inbox.put(Stop())
+        if len(harness.tokens(1)) == 2:
+            harness.inbox.put(LoadAdapter(1, "/fr"))
+
+    harness = Harness(Slow(), on_output=on_output)
+    harness.inbox.put(Submit(1, request()))
+    harness.run()
+    assert order == [1, 2, 3, "load", 4, 5]
