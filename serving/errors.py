@@ -112,12 +112,15 @@ class AdapterNotFound(RequestError):
 
 
 class AdaptersUnsupported(RequestError):
-    """Adapters cannot be loaded while the server runs."""
+    """The server was started without room for adapters."""
 
     error_type = "adapters_unsupported"
 
     def __init__(self) -> None:
-        super().__init__("Adapters cannot be loaded at run time in this version; merge the adapter into its base model")
+        super().__init__(
+            "No adapter can be loaded: no memory is set aside for any; start the server with --max-lora-adapters "
+            "(MAX_LORA_ADAPTERS, or SAGEMAKER_MAX_NUMBER_OF_ADAPTERS_IN_MEMORY)"
+        )
 
 
 class AdapterRefused(RequestError):

@@ -20,12 +20,14 @@ from pathlib import Path
 import click
 
 from serving import __version__
+from serving.adapter_names import NamedAdapter
 from serving.errors import ConfigurationError
 from serving.settings import Settings, foreign
 from serving.telemetry import logs
 from serving.telemetry.tracing import is_http
 
 DEMO_MODEL = Path(__file__).parent / "demo_model"
+DEMO_MODEL_ID = "weir-demo"
 SAGEMAKER_MODEL = Path("/opt/ml/model")
 MODEL_FILES = ("config.json", "adapter_config.json")  # one of which tells a model's directory
 ELSEWHERE = re.compile(r"s3://[^/]+.*|\w[\w.-]*(/\w[\w.-]*)?")  # names of models in S3 and on the hub
@@ -63,6 +65,7 @@ def launch(argv: Sequence[str], environ: Mapping[str, str], sagemaker_model: Pat
     logs.configure(settings.log_level, json_output=settings.json_output)
     try:
         choice = choose_model(settings.model_id, sagemaker_model)
+        check_adapters(choice, settings.adapters)
         check_address(settings.hostname, settings.port)
         # The demo model is too small to be worth sharing out, and a CPU is one device.
         alone = settings.num_shard is None and (choice.model_id == str(DEMO_MODEL) or settings.device == "cpu")
@@ -77,6 +80,8 @@ def launch(argv: Sequence[str], environ: Mapping[str, str], sagemaker_model: Pat
     if idle := settings.without_effect(environ):
         log.warning("Accepted, but without effect in this version: %s", ", ".join(idle))
     log.info("Serving the model %s, %s", choice.model_id, choice.reason)
+    if settings.adapters:
+        log.info("Serving adapters of it: %s", ", ".join(adapter.name for adapter in settings.adapters))
     if shards > 1:
         log.info("Sharing the model out over %d devices", shards)
         if settings.device != "cpu" and environ.get("NCCL_SHM_DISABLE") != "1":
@@ -103,6 +108,16 @@ def choose_model(model_id: str | None, sagemaker_model: Path) -> ModelChoice:
     if any((sagemaker_model / name).is_file() for name in MODEL_FILES):
         return ModelChoice(str(sagemaker_model), "which was found there (no --model-id was given)")
     return ModelChoice(str(DEMO_MODEL), "the demo model (no --model-id was given)")
+
+
+def check_adapters(choice: ModelChoice, adapters: Sequence[NamedAdapter]) -> None:
+    """Raise ConfigurationError where an adapter has a name that means the model as it is, or its directory is none."""
+    own = (choice.model_id, DEMO_MODEL_ID, "tgi")
+    for adapter in adapters:
+        if adapter.name in own:
+            raise ConfigurationError(f"`lora_adapters`: {adapter.name} is the model's own name; write NAME=/path.")
+        if adapter.place.startswith(("/", ".")) and not Path(adapter.place).is_dir():
+            raise ConfigurationError(f"`lora_adapters`: there is no directory {adapter.place} for {adapter.name}.")
 
 
 def shard_count(

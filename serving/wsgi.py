@@ -3,6 +3,7 @@
 The only place that knows them all; it decides nothing but the limits that follow from what the device measured.
 """
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,9 @@ from serving.api.app import create_app
 from serving.api.identity import Identity
 from serving.bridge import Bridge
 from serving.engine.engine import Engine
-from serving.errors import ConfigurationError
+from serving.errors import AdapterRefused, ConfigurationError, ModelError
 from serving.grammar.grammars import Grammars
-from serving.launcher import DEMO_MODEL
+from serving.launcher import DEMO_MODEL, DEMO_MODEL_ID
 from serving.plan import ModelFacts, Runner
 from serving.protocol import Watermark
 from serving.runner.frames import RunnerOptions
@@ -27,14 +28,13 @@ from serving.telemetry.journal import Journal, Tracer
 from serving.telemetry.metrics import Metrics
 from serving.telemetry.tracing import OTLPTracer
 from serving.tokenizer import Tokenizer
+from serving.validation.adapters import Adapters
 from serving.validation.chat_template import ChatTemplate
 from serving.validation.parameters import Limits
 from serving.validation.validator import Validator
 from serving.weights.fetch import fetch
 from serving.weights.model_config import ModelConfig
 from serving.weights.model_files import ModelFiles
-
-DEMO_MODEL_ID = "weir-demo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +66,13 @@ def build(settings: Settings) -> Application:
         raise ConfigurationError("No model was chosen; start the server with `weir` or set MODEL_ID.")
     model_id = settings.model_id
     metrics = Metrics()
+    adapters = named_adapters(settings)
     bridge = Bridge(
-        lambda: load(fetch(model_id, settings.revision), settings, metrics),
+        lambda: load(fetch(model_id, settings.revision, settings.adapters), settings, metrics, adapters),
         permits=settings.max_concurrent_requests,
         offload_threads=settings.validation_workers,
         on_step=metrics.step,
+        on_adapter_lost=adapters.lose,
     )
     identity = Identity(
         model_id=DEMO_MODEL_ID if Path(model_id) == DEMO_MODEL else model_id,
@@ -80,7 +82,9 @@ def build(settings: Settings) -> Application:
         compute_type=settings.compute_type,
     )
     journal = Journal(tracer_maker(settings))
-    app = create_app(bridge=bridge, settings=settings, metrics=metrics, identity=identity, journal=journal)
+    app = create_app(
+        bridge=bridge, settings=settings, metrics=metrics, identity=identity, adapters=adapters, journal=journal
+    )
     return Application(app, bridge, settings, journal)
 
 
@@ -90,7 +94,19 @@ def tracer_maker(settings: Settings) -> Callable[[], Tracer] | None:
     return None if endpoint is None else lambda: OTLPTracer(endpoint, settings.otlp_service_name)
 
 
-def load(files: ModelFiles, settings: Settings, metrics: Metrics) -> tuple[Engine, Callable[[], Runner], Validator]:
+def named_adapters(settings: Settings) -> Adapters:
+    """The adapters of `--lora-adapters`. They count as loaded: nobody is answered before they are."""
+    adapters = Adapters(settings.adapter_room)
+    for named in settings.adapters:
+        here = Path(named.place)
+        place = os.path.normpath(here.absolute()) if here.is_dir() else named.origin
+        adapters.finish(adapters.begin(named.name, place))
+    return adapters
+
+
+def load(
+    files: ModelFiles, settings: Settings, metrics: Metrics, adapters: Adapters
+) -> tuple[Engine, Callable[[], Runner], Validator]:
     """Load a model: what the bridge runs in the engine's thread, once the model is here.
 
     Raises:
@@ -126,7 +142,9 @@ def load(files: ModelFiles, settings: Settings, metrics: Metrics) -> tuple[Engin
             max_rows=facts.max_rows,
             prefix_caching=settings.prefix_caching,
             lease_share=settings.session_cache_share,
+            max_adapters=settings.adapter_room,
         )
+        load_adapters(engine, files, adapters)
     except BaseException:
         runner.close()
         raise
@@ -145,8 +163,23 @@ def load(files: ModelFiles, settings: Settings, metrics: Metrics) -> tuple[Engin
         grammars=grammars,
         origin=files.origin,
         decoder_start_token_id=config.decoder_start_token_id,
+        adapters=adapters,
     )
     return engine, start_runner, validator
+
+
+def load_adapters(engine: Engine, files: ModelFiles, adapters: Adapters) -> None:
+    """Give the device the adapters that the operator named.
+
+    Raises:
+        ModelError: it cannot compute with one of them.
+        RunnerDied: it ended while it loaded one.
+    """
+    for adapter in adapters.all():
+        try:
+            engine.load_adapter(adapter.number, files.adapters[adapter.name])
+        except AdapterRefused as error:
+            raise ModelError(f"The adapter {adapter.name} cannot be loaded: {error.detail}") from error
 
 
 def end_of_sequence_ids(config: ModelConfig, tokenizer: Tokenizer) -> frozenset[int]:
@@ -173,6 +206,8 @@ def runner_options(files: ModelFiles, settings: Settings, eos_token_ids: Iterabl
         grammars=not settings.disable_grammar_support,
         eos_token_ids=sorted(eos_token_ids),
         rank_count=settings.num_shard or 1,
+        max_adapters=settings.adapter_room,
+        max_adapter_rank=settings.max_lora_rank,
         log_json=settings.json_output,
         log_level=settings.log_level,
     )

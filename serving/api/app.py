@@ -11,7 +11,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from serving.api import errors
 from serving.api.access import PUBLIC_ENDPOINT, add_cors, add_keys
-from serving.api.adapters import Adapters
+from serving.api.adapters import AdapterRoutes
 from serving.api.caller import REQUEST_ID, arrived, request_id
 from serving.api.chat import Chat
 from serving.api.completions import Completions
@@ -32,6 +32,7 @@ from serving.errors import ClientGone, RequestError
 from serving.settings import Settings
 from serving.telemetry.journal import Journal
 from serving.telemetry.metrics import Metrics
+from serving.validation.adapters import Adapters
 from serving.validation.validator import Validator
 
 log = logging.getLogger(__name__)
@@ -45,9 +46,14 @@ def create_app(
     settings: Settings,
     metrics: Metrics,
     identity: Identity,
+    adapters: Adapters,
     journal: Journal | None = None,
 ) -> Flask:
-    """The WSGI application that serves what `bridge` decodes; what becomes of requests goes to `journal`."""
+    """The WSGI application that serves what `bridge` decodes; what becomes of requests goes to `journal`.
+
+    Args:
+        adapters: those that the validator knows.
+    """
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = settings.payload_limit + 1  # a body of this length is one too long: see body.py
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
@@ -55,14 +61,17 @@ def create_app(
     if journal is not None:
         observe(app, journal, identity.model_id)
     app.url_map.converters["model"] = ModelName
-    _add_operators_routes(app, Health(bridge, settings, metrics, identity), Models(identity))
+    models = Models(identity, adapters)
+    _add_operators_routes(app, Health(bridge, settings, metrics, identity), models)
     inference = Inference(
         bridge,
         metrics,
         response_deadline_s=settings.response_deadline,
         stream_deadline_s=settings.stream_deadline,
     )
-    _add_work(app, bridge, inference, identity, settings)
+    routes = AdapterRoutes(bridge, adapters, identity)
+    _add_adapters(app, routes)
+    _add_work(app, bridge, inference, identity, settings, models, routes)
     _add_pages(app, Docs(document()))
     add_cors(app, settings.cors_allow_origin)
     _add_names(app)
@@ -83,12 +92,28 @@ def _add_operators_routes(app: Flask, health: Health, models: Models) -> None:
     app.add_url_rule("/v1/models/<model:name>", "model", models.model, methods=["GET"])
 
 
+def _add_adapters(app: Flask, adapters: AdapterRoutes) -> None:
+    for method, path, endpoint, view in (
+        ("GET", "/adapters", "adapters", adapters.adapters),
+        ("POST", "/adapters", "load_adapter", adapters.load),
+        ("GET", "/adapters/<model:name>", "adapter", adapters.adapter),
+        ("DELETE", "/adapters/<model:name>", "unload_adapter", adapters.unload),
+    ):
+        app.add_url_rule(path, endpoint, view, methods=[method])
+
+
 def _add_work(
-    app: Flask, bridge: Bridge[Validator], inference: Inference, identity: Identity, settings: Settings
+    app: Flask,
+    bridge: Bridge[Validator],
+    inference: Inference,
+    identity: Identity,
+    settings: Settings,
+    models: Models,
+    adapters: AdapterRoutes,
 ) -> None:
     native = Native(bridge, inference, identity)
-    chat = Chat(bridge, inference, identity)
-    completions = Completions(bridge, inference, identity)
+    chat = Chat(bridge, inference, identity, models)
+    completions = Completions(bridge, inference, identity, models)
     tokenization = Tokenization(bridge, inference)
     work = (
         ("/", "generate_either", native.generate_either),
@@ -102,7 +127,6 @@ def _add_work(
     )
     for path, endpoint, view in work:
         app.add_url_rule(path, endpoint, view, methods=["POST"])
-    adapters = Adapters()
     sagemaker = SageMaker(
         bridge=bridge,
         settings=settings,
@@ -115,11 +139,8 @@ def _add_work(
     for method, path, endpoint, view in (
         ("POST", "/invocations", "invocations", sagemaker.invocations),
         ("GET", "/execution-parameters", "execution_parameters", sagemaker.execution_parameters),
-        ("GET", "/adapters", "adapters", adapters.adapters),
-        ("POST", "/adapters", "load_adapter", adapters.load),
     ):
         app.add_url_rule(path, endpoint, view, methods=[method])
-    app.add_url_rule("/adapters/<name>", "unload_adapter", adapters.unload, methods=["DELETE"])
 
 
 def _add_pages(app: Flask, docs: Docs) -> None:

@@ -67,13 +67,17 @@ def load_as(model: type[M]) -> Callable[[bytes], M]:
     """A `load` for bodies of one kind."""
 
     def load(body: bytes) -> M:
-        value = parse(body)
-        try:
-            return model.model_validate(value)
-        except pydantic.ValidationError as error:
-            raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, TYPE_PREFIX + _described(error)) from error
+        return fit(model, parse(body), TYPE_PREFIX)
 
     return load
+
+
+def fit(model: type[M], value: Any, prefix: str) -> M:
+    """A value as one kind of body. Raises Refusal, with words that begin with `prefix`."""
+    try:
+        return model.model_validate(value)
+    except pydantic.ValidationError as error:
+        raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, prefix + _described(error)) from error
 
 
 def parse(body: bytes) -> Any:

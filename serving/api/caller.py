@@ -22,6 +22,7 @@ def caller() -> Caller:
         cache_salt=g.get("cache_salt", ""),
         record=g.get("record"),
         session=g.get("session"),
+        adapter=g.get("adapter"),
         arrived=arrived(),
     )
 

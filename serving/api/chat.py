@@ -7,6 +7,7 @@ import dataclasses
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 from flask import Response
@@ -19,6 +20,7 @@ from serving.api.generation import Answer, Generation
 from serving.api.headers import stream_headers, timing_headers
 from serving.api.identity import Identity
 from serving.api.inference import Inference
+from serving.api.models import Models
 from serving.api.openai import FINISH_REASONS, logprobs_of, new_id, usage_of
 from serving.api.schemas.chat import (
     AnswerMessage,
@@ -46,10 +48,11 @@ MakeReader = Callable[[], "Reader"]
 class Chat:
     """The handler of OpenAI's chat."""
 
-    def __init__(self, bridge: Bridge[Validator], inference: Inference, identity: Identity) -> None:
+    def __init__(self, bridge: Bridge[Validator], inference: Inference, identity: Identity, models: Models) -> None:
         self._bridge = bridge
         self._inference = inference
         self._identity = identity
+        self._models = models
 
     def completions(self) -> Response:
         """`POST /v1/chat/completions`."""
@@ -61,31 +64,35 @@ class Chat:
             return self.begin_whole(asked)[1]()
         validator = self._bridge.loaded()
         compute_type = self._identity.compute_type_on(validator.facts)
-        generation, use = self.begin(asked, stream=True)
-        return self._streamed(asked, generation, _reader_maker(validator, use), compute_type)
+        begun = self.begin(asked, stream=True)
+        return self._streamed(asked, begun, _reader_maker(validator, begun.use), compute_type)
 
     def begin_whole(self, asked: ChatRequest) -> tuple[Generation, Callable[[], Response]]:
         """Begin what a chat is answered whole; the second waits for it."""
         validator = self._bridge.loaded()
         compute_type = self._identity.compute_type_on(validator.facts)
-        generation, use = self.begin(asked, stream=False)
-        reader = _reader_maker(validator, use)
-        return generation, lambda: self._whole(asked, generation, reader, compute_type)
+        begun = self.begin(asked, stream=False)
+        reader = _reader_maker(validator, begun.use)
+        return begun.generation, lambda: self._whole(asked, begun, reader, compute_type)
 
-    def begin(self, asked: ChatRequest, *, stream: bool) -> tuple[Generation, ToolUse | None]:
-        """Begin to answer a chat; also tells the tools that the model may or must call."""
+    def begin(self, asked: ChatRequest, *, stream: bool) -> "Begun":
+        """Begin to answer a chat. Raises ModelNotFound, and what `Inference.chat` raises."""
         validator = self._bridge.loaded()
+        who = caller()
+        adapter = who.adapter or self._models.adapter_in(asked.model)
 
         def prepared() -> tuple[ToolUse | None, Parameters, Conversation]:
-            use, parameters = asked.tool_use(), asked.checked_later()
+            use, parameters = asked.tool_use(), dataclasses.replace(asked.checked_later(), adapter_id=adapter)
             if use is not None:
                 parameters = _with_tools(parameters, use, validator)
             return use, parameters, asked.conversation(validator.tool_syntax, use)
 
         use, parameters, conversation = self._bridge.offload(prepared)
-        return self._inference.chat(conversation, parameters, stream=stream, caller=caller()), use
+        generation = self._inference.chat(conversation, parameters, stream=stream, caller=who)
+        return Begun(generation, use, adapter or model_or(asked.model, self._identity.model_id))
 
-    def _whole(self, asked: ChatRequest, generation: Generation, reader: MakeReader, compute_type: str) -> Response:
+    def _whole(self, asked: ChatRequest, begun: "Begun", reader: MakeReader, compute_type: str) -> Response:
+        generation = begun.generation
         answers, timings = generation.collect()
 
         def choices() -> list[Choice]:
@@ -97,7 +104,7 @@ class Chat:
         completion = ChatCompletion(
             id=new_id("chatcmpl"),
             created=int(time.time()),
-            model=model_or(asked.model, self._identity.model_id),
+            model=begun.model,
             system_fingerprint=self._identity.system_fingerprint,
             choices=self._bridge.offload(choices) if asked.tools else self._inference.write(choices, tokens=told),
             usage=usage_of(generation.validated.input_length, timings.generated_tokens),
@@ -108,16 +115,16 @@ class Chat:
             content_type="application/json",
         )
 
-    def _streamed(self, asked: ChatRequest, generation: Generation, reader: MakeReader, compute_type: str) -> Response:
+    def _streamed(self, asked: ChatRequest, begun: "Begun", reader: MakeReader, compute_type: str) -> Response:
         name, created = new_id("chatcmpl"), int(time.time())
-        model = model_or(asked.model, self._identity.model_id)
+        generation = begun.generation
 
         def chunk(choices: list[ChunkChoice], usage: Usage | None) -> bytes:
             return sse.event(
                 ChatCompletionChunk(
                     id=name,
                     created=created,
-                    model=model,
+                    model=begun.model,
                     system_fingerprint=self._identity.system_fingerprint,
                     choices=choices,
                     usage=usage,
@@ -134,6 +141,14 @@ class Chat:
         )
         headers = stream_headers(compute_type, generation.validated.characters)
         return sse.response(sse.guarded(frames, errors.openai_body, farewell=sse.DONE), headers, generation.close)
+
+
+class Begun(NamedTuple):
+    """A chat on its way: its answers, the tools that the model may or must call, and the name that answers bear."""
+
+    generation: Generation
+    use: ToolUse | None
+    model: str
 
 
 class Reader:

@@ -18,6 +18,7 @@ from serving.api.generation import Answer, Generation
 from serving.api.headers import stream_headers, timing_headers
 from serving.api.identity import Identity
 from serving.api.inference import Inference
+from serving.api.models import Models
 from serving.api.openai import FINISH_REASONS, new_id, usage_of
 from serving.api.schemas.completions import (
     Completion,
@@ -40,10 +41,11 @@ MakeChunk = Callable[[list[CompletionChoice], Usage | UnsetType | None], bytes]
 class Completions:
     """The handler of the route."""
 
-    def __init__(self, bridge: Bridge[Validator], inference: Inference, identity: Identity) -> None:
+    def __init__(self, bridge: Bridge[Validator], inference: Inference, identity: Identity, models: Models) -> None:
         self._bridge = bridge
         self._inference = inference
         self._identity = identity
+        self._models = models
 
     def completions(self) -> Response:
         """`POST /v1/completions`."""
@@ -54,19 +56,27 @@ class Completions:
         if not asked.stream:
             return self.begin_whole(asked)[1]()
         compute_type = self._compute_type()
-        generation = self._inference.complete(asked.prompts(), asked.checked_later(), stream=True, caller=caller())
-        return self._streamed(asked, generation, compute_type)
+        generation, model = self._begin(asked, stream=True)
+        return self._streamed(asked, generation, model, compute_type)
 
     def begin_whole(self, asked: CompletionRequest) -> tuple[Generation, Callable[[], Response]]:
         """Begin what prompts are answered whole; the second waits for it."""
         compute_type = self._compute_type()
-        generation = self._inference.complete(asked.prompts(), asked.checked_later(), stream=False, caller=caller())
-        return generation, lambda: self._whole(asked, generation, compute_type)
+        generation, model = self._begin(asked, stream=False)
+        return generation, lambda: self._whole(asked, generation, model, compute_type)
+
+    def _begin(self, asked: CompletionRequest, *, stream: bool) -> tuple[Generation, str]:
+        """Begin to answer prompts; also tells the name that the answer bears."""
+        who = caller()
+        adapter = who.adapter or self._models.adapter_in(asked.model)
+        parameters = dataclasses.replace(asked.checked_later(), adapter_id=adapter)
+        generation = self._inference.complete(asked.prompts(), parameters, stream=stream, caller=who)
+        return generation, adapter or self._identity.model_id
 
     def _compute_type(self) -> str:
         return self._identity.compute_type_on(self._bridge.loaded().facts)
 
-    def _whole(self, asked: CompletionRequest, generation: Generation, compute_type: str) -> Response:
+    def _whole(self, asked: CompletionRequest, generation: Generation, model: str, compute_type: str) -> Response:
         answers, timings = generation.collect()
         if asked.only_echoes:
             answers = [dataclasses.replace(answer, tokens=[], finish=_unsaid(answer.finish)) for answer in answers]
@@ -79,7 +89,7 @@ class Completions:
         completion = Completion(
             id=new_id("cmpl"),
             created=int(time.time()),
-            model=self._identity.model_id,
+            model=model,
             system_fingerprint=self._identity.system_fingerprint,
             choices=self._inference.write(choices, tokens=told),
             usage=usage_of(generation.validated.input_length, timings.generated_tokens),
@@ -90,7 +100,7 @@ class Completions:
             content_type="application/json",
         )
 
-    def _streamed(self, asked: CompletionRequest, generation: Generation, compute_type: str) -> Response:
+    def _streamed(self, asked: CompletionRequest, generation: Generation, model: str, compute_type: str) -> Response:
         name, created = new_id("cmpl"), int(time.time())
 
         def chunk(choices: list[CompletionChoice], usage: Usage | UnsetType | None) -> bytes:
@@ -99,7 +109,7 @@ class Completions:
                     id=name,
                     created=created,
                     choices=choices,
-                    model=self._identity.model_id,
+                    model=model,
                     system_fingerprint=self._identity.system_fingerprint,
                     usage=usage,
                 )

@@ -79,10 +79,13 @@ MEANINGS: Mapping[str, Meaning] = MappingProxyType(
             'What the text has to be: `{"type": "json", "value": a JSON schema}` or '
             '`{"type": "regex", "value": a regular expression}`.'
         ),
-        "adapter_id": Meaning("The LoRA adapter to use."),
+        "adapter_id": Meaning("The LoRA adapter that answers; without it, the model as it is."),
         # OpenAI's routes
         "messages": Meaning("The conversation so far."),
-        "model": Meaning("The served model, whatever the name, while no adapter is loaded."),
+        "model": Meaning(
+            "The LoRA adapter that answers. `tgi`, an empty text and the served model's own name mean the model as it "
+            "is; so does any name while no adapter is loaded."
+        ),
         "prompt": Meaning("A text to go on with, several of them, or their token ids.", NOT_EMPTY),
         "max_tokens": Meaning(
             "At most so many tokens. Without it, as many as the model's context has room for.",
@@ -121,6 +124,10 @@ MEANINGS: Mapping[str, Meaning] = MappingProxyType(
         "chat_template_kwargs": Meaning("More variables for the chat template."),
         # SageMaker's
         "requestType": Meaning("What is to become of a session."),
+        "AdapterRequest.name": Meaning("What requests call the adapter."),
+        "src": Meaning("The directory that holds it."),
+        "preload": Meaning("Taken as true."),
+        "pin": Meaning("Taken as true."),
         # both
         "stop": Meaning("End where one of these texts is complete."),
         "seed": Meaning("The same seed gives the same draws."),

@@ -3,6 +3,7 @@
 Knows no JSON and no header.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -37,6 +38,7 @@ class Caller:
         cache_salt: keeps the cached prefixes of one key's requests apart from another's.
         record: where it is noted what became of the request, if that is to be known.
         session: that the request belongs to, if any.
+        adapter: that shall answer, whatever the parameters say; `None` leaves it to them.
         arrived: `time.monotonic()` of when the request came in.
     """
 
@@ -44,6 +46,7 @@ class Caller:
     cache_salt: str
     record: RequestRecord | None = None
     session: Session | None = None
+    adapter: str | None = None
     arrived: float
 
 
@@ -90,6 +93,7 @@ class Inference:
             TooManyPrompts: more than the operator allows.
             ValidationError, Overloaded, NotReady, ShuttingDown: as `generate`.
         """
+        parameters = _adapted(parameters, caller)
 
         def validate(validator: Validator, prompt: str | Sequence[int]) -> Validated:
             if parameters.grammar is not None:
@@ -107,6 +111,7 @@ class Inference:
             TemplateError: the model's template is missing or refuses them.
             ValidationError, Overloaded, NotReady, ShuttingDown: as `generate`.
         """
+        parameters = _adapted(parameters, caller)
 
         def validate(validator: Validator, asked: Conversation) -> Validated:
             offload = self._bridge.offload if parameters.grammar is None else self._bridge.offload_long
@@ -152,7 +157,7 @@ class Inference:
                 answers = len(asked) * validator.samples(parameters, stream=stream, prompts=len(asked))
                 permits = [held.enter_context(self._bridge.permit()) for _ in range(answers)]
                 prompts = [validate(validator, prompt) for prompt in asked]
-                _note(record, prompts)
+                _note(record, prompts, parameters.adapter_id)
                 for prompt in prompts:
                     self._metrics.request_validated(
                         input_length=prompt.input_length, max_new_tokens=prompt.requests[0].stop.max_new_tokens
@@ -168,12 +173,17 @@ class Inference:
         return Generation(answering, prompts, self._metrics, record)
 
 
-def _note(record: GenerationRecord, prompts: Sequence[Validated]) -> None:
+def _adapted(parameters: Parameters, caller: Caller) -> Parameters:
+    return parameters if caller.adapter is None else dataclasses.replace(parameters, adapter_id=caller.adapter)
+
+
+def _note(record: GenerationRecord, prompts: Sequence[Validated], adapter: str | None) -> None:
     requests = [request for prompt in prompts for request in prompt.requests]
     record.validated = time.monotonic()
     record.input_length = sum(prompt.input_length for prompt in prompts)
     record.max_new_tokens = requests[0].stop.max_new_tokens
     record.sampling = requests[0].sampling
+    record.adapter = adapter
     record.seeds = [seed for prompt in prompts for seed in prompt.seeds]
 
 

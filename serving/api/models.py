@@ -12,6 +12,7 @@ from werkzeug.routing import BaseConverter
 from serving.api.identity import Identity
 from serving.api.schemas.openai import OWN_NAMES, Model, ModelList
 from serving.errors import ModelNotFound
+from serving.validation.adapters import Adapter, Adapters
 
 
 class ModelName(BaseConverter):
@@ -22,18 +23,38 @@ class ModelName(BaseConverter):
 
 
 class Models:
-    """The handlers of the routes; they answer while the model loads."""
+    """The served model and its adapters, by the names that OpenAI's routes know; they answer while the model loads."""
 
-    def __init__(self, identity: Identity) -> None:
+    def __init__(self, identity: Identity, adapters: Adapters) -> None:
         name = identity.model_id
         self._served = Model(id=name, created=int(time.time()), owned_by=name)
+        self._own_names = (name, *OWN_NAMES)
+        self._adapters = adapters
 
     def models(self) -> Response:
         """`GET /v1/models`."""
-        return Response(msgspec.json.encode(ModelList(data=[self._served])), content_type="application/json")
+        data = [self._served, *(self._adapted(adapter) for adapter in self._adapters.all())]
+        return Response(msgspec.json.encode(ModelList(data=data)), content_type="application/json")
 
     def model(self, name: str) -> Response:
         """`GET /v1/models/{id}`. Raises ModelNotFound."""
-        if name not in (self._served.id, *OWN_NAMES):
+        found = dict.fromkeys(self._own_names, self._served)
+        found |= {adapter.name: self._adapted(adapter) for adapter in self._adapters.all()}
+        if name not in found:
             raise ModelNotFound(name)
-        return Response(msgspec.json.encode(self._served), content_type="application/json")
+        return Response(msgspec.json.encode(found[name]), content_type="application/json")
+
+    def adapter_in(self, asked: str | None) -> str | None:
+        """The adapter that the `model` of a request names; None: the model as it is, or there is no adapter at all.
+
+        Raises:
+            ModelNotFound: it is neither the model's name nor an adapter's.
+        """
+        if asked is None or asked in self._own_names or not self._adapters:
+            return None
+        if self._adapters.number_of(asked) is None:
+            raise ModelNotFound(asked)
+        return asked
+
+    def _adapted(self, adapter: Adapter) -> Model:
+        return Model(id=adapter.name, created=adapter.created, owned_by=self._served.id)

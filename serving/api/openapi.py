@@ -162,7 +162,7 @@ def _responses(operation: Operation, schemas: _Schemas) -> dict[HTTPStatus, Sche
 def _success(operation: Operation, schemas: _Schemas) -> dict[HTTPStatus, Schema]:
     if operation.moved:
         return {HTTPStatus.SEE_OTHER: _moved(operation)}
-    return {HTTPStatus.OK: _ok(operation, schemas)} if operation.answers else {}
+    return {HTTPStatus.OK: _ok(operation, schemas)}
 
 
 def _ok(operation: Operation, schemas: _Schemas) -> Schema:

@@ -22,16 +22,26 @@ from serving.api.schemas.native import (
     TokenizePiece,
 )
 from serving.api.schemas.openai import Model, ModelList
-from serving.api.schemas.sagemaker import AdapterList, ExecutionParameters, SessionRequest, SessionStatus
+from serving.api.schemas.sagemaker import (
+    AdapterDescription,
+    AdapterList,
+    AdapterRequest,
+    ExecutionParameters,
+    SessionRequest,
+    Status,
+)
 from serving.api.schemas.strict import StrictModel
 from serving.api.schemas.vertex import VertexRequest, VertexResponse
 from serving.errors import (
+    AdapterConflict,
     AdapterNotFound,
+    AdapterRefused,
     AdaptersUnsupported,
     GenerationError,
     IncompleteGeneration,
     ModelNotFound,
     NoInstances,
+    NoRoomForAdapter,
     NotReady,
     Overloaded,
     RequestError,
@@ -60,8 +70,8 @@ HTML, PLAIN_TEXT, JSON = "text/html; charset=utf-8", "text/plain; charset=utf-8"
 
 UNAVAILABLE = (NotReady, ShuttingDown)
 GENERATION = (ValidationError, GenerationError, Overloaded, *UNAVAILABLE, IncompleteGeneration, errors.Internal)
-CONVERSATION = (*GENERATION, TemplateError, ToolError)
-COMPLETION = (*GENERATION, SuffixNotSupported, TooManyPrompts)
+CONVERSATION = (*GENERATION, TemplateError, ToolError, ModelNotFound)
+COMPLETION = (*GENERATION, SuffixNotSupported, TooManyPrompts, ModelNotFound)
 
 # The header names are those of `headers.timing_headers`.
 TIMINGS = MappingProxyType(
@@ -98,7 +108,6 @@ class Operation:
         public: whether it never asks for the key.
         timed: whether a whole answer says in headers what it cost.
         named: what the name in the path can be, where that is known.
-        answers: false where nothing but a failure can come yet.
     """
 
     method: str
@@ -118,7 +127,6 @@ class Operation:
     public: bool = False
     timed: bool = False
     named: tuple[str, ...] = ()
-    answers: bool = True
 
     @property
     def name(self) -> str:
@@ -193,7 +201,14 @@ text/plain` gives the text of an answer alone, `Accept: text/event-stream` asks 
 `{"requestType": "NEW_SESSION"}` begins a session and `{"requestType": "CLOSE"}` ends the one that the header \
 `X-Amzn-SageMaker-Session-Id` names; what the last request of a session computed is kept for its next one. \
 `X-Amzn-SageMaker-Custom-Attributes: route=/v1/chat/completions` hands the request to another route. \
-`X-Amzn-SageMaker-Inference-Id` names the request.\
+`X-Amzn-SageMaker-Inference-Id` names the request, `X-Amzn-SageMaker-Adapter-Identifier` the LoRA adapter that \
+answers, whatever the body says.\
+"""
+ADAPTERS = """\
+`src` is a directory of the server's machine, as a path or with `file://`, that holds `adapter_config.json` and \
+`adapter_model.safetensors`. The adapter is loaded before the answer, whatever `preload` says, and stays until it is \
+unloaded, whatever `pin` says; `--max-lora-adapters` bounds how many there may be. The same name and place once more \
+change nothing. All of it may stand in the query in place of a body.\
 """
 EVERY_DIALECT = (errors.native_body, errors.openai_body)
 
@@ -313,7 +328,7 @@ OPERATIONS = (
             "Prompt": COMPLETION_EXAMPLES["Text"],
             "Session": {"requestType": "NEW_SESSION"},
         },
-        gives=(list[GenerateResponse], ChatCompletion, Completion, SessionStatus),
+        gives=(list[GenerateResponse], ChatCompletion, Completion, Status),
         streams=(StreamResponse, ChatCompletionChunk, CompletionChunk),
         done=True,
         fails=(*CONVERSATION, SuffixNotSupported, TooManyPrompts, UnknownSession, UnknownRoute, AdapterNotFound),
@@ -328,22 +343,48 @@ OPERATIONS = (
         gives=(ExecutionParameters,),
         fails=UNAVAILABLE,
     ),
-    Operation(method="get", path="/adapters", tag=CLOUD, summary="The adapters there are", gives=(AdapterList,)),
+    Operation(
+        method="get",
+        path="/adapters",
+        tag=CLOUD,
+        summary="The LoRA adapters that are loaded",
+        gives=(AdapterList,),
+        fails=UNAVAILABLE,
+    ),
     Operation(
         method="post",
         path="/adapters",
         tag=CLOUD,
-        summary="Load an adapter: not in this version",
-        fails=(AdaptersUnsupported,),
-        answers=False,
+        summary="Load a LoRA adapter",
+        words=ADAPTERS,
+        takes=(AdapterRequest,),
+        examples={"Directory": {"name": "french", "src": "/opt/ml/adapters/french"}},
+        gives=(Status,),
+        fails=(
+            ValidationError,
+            AdaptersUnsupported,
+            AdapterConflict,
+            NoRoomForAdapter,
+            AdapterRefused,
+            *UNAVAILABLE,
+        ),
+    ),
+    Operation(
+        method="get",
+        path="/adapters/{name}",
+        tag=CLOUD,
+        summary="One LoRA adapter, in a list of one",
+        gives=(list[AdapterDescription],),
+        fails=(AdapterNotFound, *UNAVAILABLE),
     ),
     Operation(
         method="delete",
         path="/adapters/{name}",
         tag=CLOUD,
-        summary="Unload an adapter",
-        fails=(AdapterNotFound,),
-        answers=False,
+        summary="Unload a LoRA adapter",
+        words="Requests that it is answering already are answered to their end.",
+        gives=(Status,),
+        fails=(AdapterNotFound, *UNAVAILABLE),
     ),
     Operation(
         method="post",

@@ -13,7 +13,7 @@ import pydantic
 from flask import Response, g, request
 
 from serving.api import json_lines
-from serving.api.adapters import Adapters
+from serving.api.adapters import AdapterRoutes
 from serving.api.body import TYPE_PREFIX, parse, read_any, read_body
 from serving.api.chat import Chat
 from serving.api.completions import Completions
@@ -24,7 +24,7 @@ from serving.api.native import Native
 from serving.api.schemas.chat import ChatRequest
 from serving.api.schemas.completions import CompletionRequest
 from serving.api.schemas.native import CompatGenerateRequest
-from serving.api.schemas.sagemaker import ExecutionParameters, SessionRequest, SessionStatus
+from serving.api.schemas.sagemaker import ExecutionParameters, SessionRequest, Status
 from serving.api.sessions import Sessions
 from serving.bridge import Bridge
 from serving.errors import UnknownRoute, UnknownSession
@@ -64,7 +64,7 @@ class SageMaker:
         native: Native,
         chat: Chat,
         completions: Completions,
-        adapters: Adapters,
+        adapters: AdapterRoutes,
         routes: Mapping[str, View],
     ) -> None:
         self._bridge = bridge
@@ -82,7 +82,7 @@ class SageMaker:
         Raises:
             AdapterNotFound, UnknownSession, UnknownRoute: a header names what is not there.
         """
-        self._adapters.check()
+        self._adapters.note_named()
         g.session = self._named_session()
         opened = request.headers.get(SESSION) == NEW
         with ExitStack() as on_failure:
@@ -186,7 +186,7 @@ class SageMaker:
 
 
 def _status(status: str) -> Response:
-    return Response(msgspec.json.encode(SessionStatus(status)), content_type="application/json")
+    return Response(msgspec.json.encode(Status(status)), content_type="application/json")
 
 
 def _load(body: bytes) -> Asked | SessionRequest:

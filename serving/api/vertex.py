@@ -44,4 +44,4 @@ class Vertex:
     def _begun(self, instance: VertexGenerate | ChatRequest) -> Generation:
         if isinstance(instance, VertexGenerate):
             return self._inference.generate(instance.inputs, instance.checked_later(), stream=False, caller=caller())
-        return self._chat.begin(instance, stream=False)[0]
+        return self._chat.begin(instance, stream=False).generation

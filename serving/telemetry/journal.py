@@ -41,6 +41,7 @@ class GenerationRecord:
         arrived, validated: in seconds of `time.monotonic()`; `validated` is None if it broke a rule.
         input_length: tokens of the prompts.
         sampling: how tokens are chosen; what of it is a client's text is not shown.
+        adapter: the name of the loaded one that answers, if any.
         seeds: each answer's; None where its tokens are not drawn.
         samples: by the answer's number; those that have a first token.
         generated_tokens: of all answers, even of those that did not end.
@@ -53,6 +54,7 @@ class GenerationRecord:
     input_length: int = 0
     max_new_tokens: int = 0
     sampling: SamplingParams | None = None
+    adapter: str | None = None
     seeds: list[int | None] = field(default_factory=list)
     samples: dict[int, SampleRecord] = field(default_factory=dict)
     generated_tokens: int = 0
@@ -159,6 +161,11 @@ class RequestRecord:
         return [seed for generation in self.generations for seed in generation.seeds if seed is not None]
 
     @property
+    def adapters(self) -> list[str]:
+        """Those that answered, each once."""
+        return list(dict.fromkeys(each.adapter for each in self.generations if each.adapter is not None))
+
+    @property
     def error(self) -> str | None:
         """Why it failed, in a word: TGI's, or the status."""
         errors = [outcome for generation in self.generations if (outcome := generation.outcome) is not None]
@@ -189,6 +196,7 @@ class RequestRecord:
             "seed": self.seeds[0] if len(self.seeds) == 1 else self.seeds or None,
             "prompt_tokens": self.input_length or None,
             "generated_tokens": self.generated_tokens if self.generations else None,
+            "adapter": ",".join(self.adapters) or None,
             "request_id": self.request_id,
         }
         return {

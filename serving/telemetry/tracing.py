@@ -138,8 +138,8 @@ def _generation_attributes(record: RequestRecord) -> dict[str, Any]:
     return {
         "gen_ai.operation.name": OPERATIONS.get(record.handler, "text_completion"),
         "gen_ai.provider.name": PROVIDER,
-        "gen_ai.request.model": record.model,
-        "gen_ai.response.model": record.model,
+        "gen_ai.request.model": generation.adapter or record.model,
+        "gen_ai.response.model": generation.adapter or record.model,
         "gen_ai.request.stream": generation.stream,
         "gen_ai.request.max_tokens": generation.max_new_tokens or None,
         "gen_ai.request.seed": seeds[0] if len(seeds) == 1 and seeds[0] <= LARGEST_INTEGER else None,

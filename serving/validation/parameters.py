@@ -43,6 +43,7 @@ class Parameters:
             where there are any.
         suffix: what shall stand behind the answer.
         shown_token_ids: see `StopParams`.
+        adapter_id: the name of the LoRA adapter that shall answer.
     """
 
     best_of: int | None = None

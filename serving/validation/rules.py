@@ -128,8 +128,6 @@ class Rules:
             raise ValidationError(
                 f"`truncate` must be strictly positive and less than {limits.max_input_tokens}. Given: {given.truncate}"
             )
-        if given.adapter_id is not None:
-            raise ValidationError(f"unknown adapter `{given.adapter_id[:100]}`")
 
     def checked_ids(self, token_ids: list[int], truncate: int | None) -> list[int]:
         """The last `truncate` ids; there has to be one, and all of them in the vocabulary."""

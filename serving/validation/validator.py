@@ -13,6 +13,7 @@ from serving.grammar.grammars import Grammars
 from serving.plan import ModelFacts
 from serving.protocol import Grammar, Origin, Request, SamplingParams, StopParams, Watermark
 from serving.tokenizer import Tokenizer
+from serving.validation.adapters import Adapters
 from serving.validation.chat_template import ChatTemplate, Conversation, Message
 from serving.validation.parameters import Limits, Parameters, samples_tokens, value_or
 from serving.validation.rules import Rules
@@ -65,6 +66,7 @@ class Validator:
         grammars: `None` where none can be followed.
         watermark: of the requests that want one.
         decoder_start_token_id: what every answer of an encoder-decoder begins with; `None` for a decoder alone.
+        adapters: that requests may name; `None` where there are none.
 
     Attributes:
         origin: what a hub told of the loaded model.
@@ -83,6 +85,7 @@ class Validator:
         watermark: Watermark = TGI_WATERMARK,
         origin: Origin = UNTOLD,
         decoder_start_token_id: int | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         self.limits = limits
         self.facts = facts
@@ -98,6 +101,7 @@ class Validator:
         self._grammars = grammars
         self._watermark = watermark
         self._decoder_start = decoder_start_token_id
+        self._adapters = Adapters(room=0) if adapters is None else adapters
 
     def samples(self, parameters: Parameters, *, stream: bool, prompts: int = 1) -> int:
         """As `Rules.samples`."""
@@ -154,6 +158,7 @@ class Validator:
         if parameters.prompt_logprobs and self._decoder_start is not None:
             raise ValidationError("`echo` with `logprobs` is not supported: an encoder-decoder only reads its input")
         logit_bias = self._rules.check(text, parameters)
+        adapter = self._adapter(parameters.adapter_id)
         token_ids = self._rules.checked_ids(encode(), parameters.truncate)
         max_new_tokens = self._rules.max_new_tokens(len(token_ids), parameters.max_new_tokens)
         if parameters.grammar is not None:
@@ -170,19 +175,23 @@ class Validator:
         seed = secrets.randbits(64) if parameters.seed is None else parameters.seed
         seeds = [_derived(seed, sample) for sample in range(samples)]
         return Validated(
-            requests=[self._request(token_ids, sampling(seed), stop) for seed in seeds],
+            requests=[self._request(token_ids, sampling(seed), stop, adapter) for seed in seeds],
             seeds=[seed if samples_tokens(parameters) else None for seed in seeds],
             input_length=len(token_ids),
             text=text,
         )
 
-    def _request(self, token_ids: list[int], sampling: SamplingParams, stop: StopParams) -> Request:
+    def _request(self, token_ids: list[int], sampling: SamplingParams, stop: StopParams, adapter: int) -> Request:
         """A decoder goes on with the ids; an encoder-decoder reads them and begins an answer of its own."""
-        if self._decoder_start is None:
-            return Request(prompt_token_ids=token_ids, sampling=sampling, stop=stop)
-        return Request(
-            prompt_token_ids=[self._decoder_start], encoder_token_ids=token_ids, sampling=sampling, stop=stop
-        )
+        prompt, read = (token_ids, []) if self._decoder_start is None else ([self._decoder_start], token_ids)
+        return Request(prompt_token_ids=prompt, encoder_token_ids=read, sampling=sampling, stop=stop, adapter=adapter)
+
+    def _adapter(self, name: str | None) -> int:
+        """The number of the adapter that shall answer; the base model answers only where none was named."""
+        number = 0 if name is None else self._adapters.number_of(name)
+        if number is None:
+            raise ValidationError(f"unknown adapter `{(name or '')[:100]}`")
+        return number
 
     @property
     def follows_grammars(self) -> bool:

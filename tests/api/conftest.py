@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import gevent
 import pytest
@@ -18,11 +19,14 @@ from serving.grammar.grammars import Grammars
 from serving.plan import StepPlan
 from serving.protocol import Origin, SamplingParams, StepStats
 from serving.settings import Settings
+from serving.telemetry.journal import Journal
 from serving.telemetry.metrics import Metrics
 from serving.tokenizer import Tokenizer
 from serving.validation.chat_template import ChatTemplate
 from serving.validation.parameters import Limits
 from serving.validation.validator import Validator
+from serving.weights.model_files import ModelFiles
+from serving.wsgi import load_adapters, named_adapters
 
 BOS, EOS = 256, 257
 UNKNOWN_TO_MODEL = 258
@@ -56,6 +60,11 @@ def spoken(prompt: list[int]) -> list[int]:
     return TOKENIZER.encode(said.replace("␤", "\n"), add_special_tokens=False)
 
 
+def signed(ids: list[int], directory: str) -> list[int]:
+    """What an adapter makes of an answer: its directory's name stands before it."""
+    return TOKENIZER.encode(f"{Path(directory).name}:", add_special_tokens=False) + ids
+
+
 class Server:
     """An application with everything behind it.
 
@@ -78,11 +87,14 @@ class Server:
         max_total_tokens: int = 64,
         grammars: bool = False,
         start_gate=None,
+        journal: Journal | None = None,
         **runner,
     ) -> None:
-        runner = {"vocab_size": UNKNOWN_TO_MODEL, "reply": spoken, "eos_token_id": EOS, **runner}
+        runner = {"vocab_size": UNKNOWN_TO_MODEL, "reply": spoken, "adapted": signed, "eos_token_id": EOS, **runner}
         self.runner = FakeRunner(**runner)
         self.metrics = Metrics()
+        self.adapters = named_adapters(settings)
+        files = ModelFiles(directory="", adapters={named.name: named.place for named in settings.adapters})
         limits = Limits(
             max_best_of=settings.max_best_of,
             max_stop_sequences=settings.max_stop_sequences,
@@ -99,8 +111,10 @@ class Server:
             if start_gate is not None:
                 start_gate.wait()
             engine = Engine(
-                self.runner, TOKENIZER, eos_token_ids=frozenset({EOS}), max_step_tokens=256, max_rows=max_rows
-            )
+                self.runner, TOKENIZER, eos_token_ids=frozenset({EOS}), max_step_tokens=256, max_rows=max_rows,
+                max_adapters=settings.adapter_room,
+            )  # fmt: skip
+            load_adapters(engine, files, self.adapters)
             validator = Validator(
                 tokenizer=TOKENIZER,
                 chat_template=None if template is None else ChatTemplate(template, {"bos_token": "<s>"}),
@@ -111,8 +125,15 @@ class Server:
                 if grammars
                 else None,
                 origin=Origin(pipeline_tag=pipeline_tag),
+                adapters=self.adapters,
             )
-            return engine, lambda: FakeRunner(**runner), validator
+            return engine, lambda: self.start_runner_again(), validator
+
+        def start_runner_again():
+            self.runner = FakeRunner(**runner)
+            return self.runner
+
+        self.start_runner_again = start_runner_again
 
         self.steps: list[StepStats] = []
 
@@ -120,12 +141,16 @@ class Server:
             self.steps.append(stats)
             self.metrics.step(stats)
 
-        self.bridge = Bridge(start, permits=permits, keep_alive_s=keep_alive_s, on_step=on_step)
+        self.bridge = Bridge(
+            start, permits=permits, keep_alive_s=keep_alive_s, on_step=on_step, on_adapter_lost=self.adapters.lose
+        )
         self.app = create_app(
             bridge=self.bridge,
             settings=settings,
             metrics=self.metrics,
             identity=Identity(model_id=model_id, version="1.2.3"),
+            adapters=self.adapters,
+            journal=journal,
         )
         self.client: FlaskClient = self.app.test_client()
 

@@ -33,6 +33,7 @@ def observed(server, journal):
             settings=Settings(**settings),
             metrics=server.metrics,
             identity=Identity(model_id="demo/model", version="1.2.3"),
+            adapters=server.adapters,
             journal=journal,
         )
         return app.test_client()

@@ -73,16 +73,6 @@ def test_nobody_is_served_the_base_model_in_place_of_an_adapter(client):
     assert client.post("/invocations", json=CHAT, headers={ADAPTER: ""}).status_code == 200
 
 
-def test_there_are_no_adapters_yet(client):
-    assert client.get("/adapters").json == {"adapters": []}
-    refused = client.post("/adapters", json={"name": "a", "src": "/opt/ml/adapters/a", "preload": True, "pin": False})
-    assert (refused.status_code, refused.json["error_type"]) == (424, "adapters_unsupported")
-    assert "at run time" in refused.json["error"]
-    gone = client.delete("/adapters/a")
-    assert (gone.status_code, gone.json["error_type"]) == (404, "adapter_not_found")
-    assert client.get("/adapters/a").headers["allow"] == "DELETE"
-
-
 def test_a_batch_transform_is_told_how_to_ask(serve):
     small = serve(max_rows=4)
     assert small.client.get("/execution-parameters").json == {

@@ -10,8 +10,17 @@ from functools import partial
 import pytest
 
 from serving import launcher
+from serving.adapter_names import parse
 from serving.errors import ConfigurationError
-from serving.launcher import DEMO_MODEL, check_address, choose_model, gunicorn_arguments, launch, shard_count
+from serving.launcher import (
+    DEMO_MODEL,
+    check_adapters,
+    check_address,
+    choose_model,
+    gunicorn_arguments,
+    launch,
+    shard_count,
+)
 from serving.settings import Settings
 
 
@@ -49,6 +58,16 @@ def test_what_can_be_no_model_is_refused_at_once(tmp_path, name):
     with pytest.raises(ConfigurationError, match="there is no such directory") as error:
         choose_model(name, tmp_path)
     assert "--model-id" in str(error.value)
+
+
+@pytest.mark.parametrize("adapter", ["org/model=./{}", "tgi=./{}", "weir-demo=./{}", "french=/no/such/directory"])
+def test_an_adapter_that_cannot_be_is_refused_at_once(tmp_path, monkeypatch, adapter):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fr").mkdir()
+    choice = choose_model("org/model", tmp_path)
+    check_adapters(choice, [parse("french=./fr"), parse(f"it={tmp_path}/fr"), parse("org/french"), parse("b=org/b@v1")])
+    with pytest.raises(ConfigurationError, match="`lora_adapters`: "):
+        check_adapters(choice, [parse(adapter.format("fr"))])
 
 
 @pytest.fixture

@@ -16,16 +16,34 @@ class SessionRequest(StrictModel):
     requestType: Literal["NEW_SESSION", "CLOSE"]  # noqa: N815 - the wire's name
 
 
-class SessionStatus(Struct, frozen=True):
-    """What became of a session."""
+class Status(Struct, frozen=True):
+    """What became of a session or an adapter."""
 
     status: str
+
+
+class AdapterRequest(StrictModel):
+    """An adapter that shall be loaded."""
+
+    name: str
+    src: str
+    preload: bool = True
+    pin: bool = False
+
+
+class AdapterDescription(Struct, frozen=True):
+    """An adapter that is loaded. It stays so until it is unloaded: none makes room for another."""
+
+    name: str
+    src: str
+    preload: bool = True
+    pin: bool = True
 
 
 class AdapterList(Struct, frozen=True):
     """The adapters that can be asked for."""
 
-    adapters: list[str]
+    adapters: list[AdapterDescription]
 
 
 class ExecutionParameters(Struct, frozen=True):
