@@ -162,6 +162,8 @@ def deployment_of(options: argparse.Namespace) -> Deployment:
     adapters = _pairs(options.adapter_component, "--adapter-component")
     if options.image is not None:
         adapters = {name: f"{ADAPTER_DIRECTORY}/{name}" for name in adapters}
+    else:
+        adapters = {name: str(Path(directory).absolute()) for name, directory in adapters.items()}
     return Deployment(
         endpoint=options.endpoint,
         instances=options.instances,
@@ -266,7 +268,8 @@ def _add_endpoint(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--adapter-component", action="append", default=[], metavar="NAME=DIR",
-        help="a LoRA adapter: POST /adapters, then Adapter-Identifier with each call; repeatable",
+        help="a LoRA adapter: POST /adapters, then Adapter-Identifier with each call; repeatable. Weir needs room: "
+        "--env SAGEMAKER_MAX_NUMBER_OF_ADAPTERS_IN_MEMORY=N",
     )  # fmt: skip
     group.add_argument("--storage", type=Path, metavar="DIR", help="in the place of S3 (a temporary directory)")
     group.add_argument(

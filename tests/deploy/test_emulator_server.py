@@ -12,6 +12,7 @@ import openai
 import pytest
 from botocore.exceptions import EventStreamError
 from deploy.conftest import LIMITS, PATIENCE_S, bytes_of, invoke, stream
+from models.lora_files import random_adapter
 from server.conftest import ROOT
 
 from scripts.emulator.containers import Attached
@@ -138,3 +139,23 @@ def test_the_command_serves_this_project_and_our_own_client(model_directory, tmp
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     assert re.search(r"weir/1 stopped in [\d.]+ s, exit code 0", done.stderr)
+
+
+def test_an_adapter_component_answers_for_itself(start, emulate, client_of, model_directory, tmp_path):
+    french = str(random_adapter(model_directory, tmp_path / "fr", 1))
+    server = start(environ={"SAGEMAKER_MAX_NUMBER_OF_ADAPTERS_IN_MEMORY": "1"}).wait_ready()
+    emulator = emulate(lambda: Attached(server.url), components=("base",), adapters={"french": french})
+    client = client_of(emulator)
+
+    def told(component: str) -> str:
+        answer = invoke(client, **SHORT, InferenceComponentName=component)
+        return json.loads(answer["Body"].read())[0]["generated_text"]
+
+    assert told("french") != told("base")
+    assert told("base") == server.post("/", SHORT).json()[0]["generated_text"]
+    named = {**SHORT, "parameters": {**SHORT["parameters"], "adapter_id": "french"}}
+    assert told("french") == server.post("/", named).json()[0]["generated_text"]
+    chat = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 2, "model": ""}
+    answer = invoke(client, **chat, InferenceComponentName="french")
+    assert json.loads(answer["Body"].read())["model"] == "french"
+    assert not emulator.journal.breaches
