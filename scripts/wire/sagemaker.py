@@ -118,6 +118,21 @@ def an_unknown_adapter_is_not_the_base_model(target: Target) -> None:
     )
 
 
+@check("sm.5", WEIR)
+def adapters_are_listed_and_only_well_named_ones_are_taken(target: Target) -> None:
+    """`/adapters`: what is there, names that fit a path, places on the server's machine alone."""
+    listed = json_of(ok(target.get("/adapters")))
+    demand(all({"name", "src"} <= each.keys() for each in listed["adapters"]), "an adapter without name or src")
+    for asked in ({"name": "a b", "src": "/a"}, {"name": "..", "src": "/a"}, {"name": "a", "src": "https://hub/a"}):
+        refused = status(target.post("/adapters", asked), 422)
+        same(json_of(refused)["error_type"], "validation", f"error type of {asked}")
+    nothing = {"name": "nobodys", "src": "/no/such/directory"}
+    refused = target.post("/adapters", nothing)
+    demand(refused.status_code in (424, 507), f"{refused.status_code} for a directory that is not there")
+    demand("/no/such" not in refused.text, "the answer tells a path")
+    native_error(target.get("/adapters/nobodys"), 404, "The adapter `nobodys` does not exist", "adapter_not_found")
+
+
 @check("sm.6", WEIR)
 def batch_transforms_are_told_how_to_ask(target: Target) -> None:
     """`/execution-parameters`."""
