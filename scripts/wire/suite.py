@@ -17,7 +17,7 @@ TIMEOUT_S = 60.0
 TGI = "tgi"  # the original's letter: a real TGI passes too
 WEIR = "weir"  # a deviation from it, made on purpose
 
-_MARK = "\x00"
+_MARK = "\x00as it was written\x00"  # a text may begin or end with any one character
 
 
 class Differs(Exception):

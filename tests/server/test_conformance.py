@@ -7,10 +7,11 @@ import sys
 import threading
 
 import pytest
+import requests
 from server.conftest import ROOT, SMALL, Server
 
 from scripts import conformance
-from scripts.wire.suite import Differs, Target, shortest_floats, verdicts
+from scripts.wire.suite import Differs, Target, json_of, shortest_floats, verdicts
 
 KEY = "Geheim-7"
 
@@ -134,6 +135,23 @@ def test_other_floats_or_none_differ(text):
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "scripts/conformance.py", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def answered(body: str) -> requests.Response:
+    response = requests.Response()
+    response.headers["content-type"] = "application/json"
+    response._content = body.encode()
+    return response
+
+
+def test_any_character_may_stand_at_either_end_of_a_text_beside_floats_in_any_spelling():
+    assert json_of(answered('{"text":"\\u0000a\\u0000","logprob":-1.50}')) == {"text": "\0a\0", "logprob": -1.5}
+
+
+@pytest.mark.parametrize("body", ['{"a": 1.5}', '{"a":"\\u00e9"}', '{"a":1.5 }'])
+def test_spaces_and_needless_escapes_differ(body):
+    with pytest.raises(Differs, match="spelling"):
+        json_of(answered(body))
 
 
 def test_the_command_says_what_failed_and_ends_with_one_json_line(wrong_server):
