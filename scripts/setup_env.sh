@@ -37,7 +37,7 @@ say "Device: $kind (overrule it with TORCH=cpu, cuda or rocm)"
 scripts/install_torch.sh $python "$kind"
 
 say "Installing the locked requirements (about 130 packages)"
-$python -m pip install -r container/requirements-cpu.txt -r container/requirements-dev.txt
+$python -m pip install -r "container/requirements-$kind.txt" -r container/requirements-dev.txt
 
 say "Installing this project into .venv"
 $python -m pip install --quiet --no-deps --no-build-isolation --editable .
