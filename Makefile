@@ -5,18 +5,19 @@ MAKEFLAGS += --no-print-directory
 
 PORT ?= 8080
 ARGS ?=
+KIND ?= cpu
 READY := .venv/.ready
 RUN := .venv/bin/python
 
 .PHONY: help setup serve fmt check test test-soak test-models test-server test-gpu bench bench-gpu docs \
-        image-cpu image-cuda image-rocm test-image
+        image-cpu image-cuda image-rocm test-image smoke-image
 
 help: ## This list
 	@grep -hE '^[a-z -]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: $(READY) ## Make .venv ready (PYTHON=, TORCH=cpu|cuda|rocm overrule what is found)
 
-$(READY): container/requirements-cpu.txt container/requirements-dev.txt pyproject.toml \
+$(READY): $(wildcard container/requirements-*.txt) pyproject.toml \
           serving/layers/cpu_kernels.c scripts/setup_env.sh scripts/install_torch.sh
 	@scripts/setup_env.sh
 	@touch $@
@@ -28,12 +29,13 @@ fmt: setup ## Format, and mend what can be mended
 	@$(RUN) -m ruff format
 	@$(RUN) -m ruff check --fix
 
-check: setup ## Lint, format, types, import contracts, generated pages
+check: setup ## Lint, format, types, import contracts, generated pages, locks
 	@$(RUN) -m ruff check
 	@$(RUN) -m ruff format --check
 	@$(RUN) -m mypy
 	@.venv/bin/lint-imports
 	@$(RUN) -m scripts.write_docs --check
+	@$(RUN) -m scripts.lock_requirements --check
 
 # Torch's threads must not spin while they wait: tests and the servers they start share the cores.
 test test-soak test-models test-server test-gpu: export OMP_WAIT_POLICY ?= passive
@@ -70,8 +72,12 @@ bench-gpu: setup ## Benchmark of the runner on a GPU, over shapes of 1B and 8B p
 docs: setup ## Write the generated pages anew
 	@$(RUN) -m scripts.write_docs
 
-image-cpu image-cuda image-rocm: image-%: ## Build the image weir:cpu, weir:cuda or weir:rocm (BUILD_ARGS="...")
-	@scripts/build_image.sh $* $(BUILD_ARGS)
+image-cpu image-cuda image-rocm: image-%: ## Build weir:cpu, weir:cuda or weir:rocm, and weigh it (BUILD_ARGS=, REPORT_ARGS=)
+	@REPORT_ARGS="$(REPORT_ARGS)" scripts/build_image.sh $* $(BUILD_ARGS)
 
-test-image: setup ## Build the CPU image, run it as SageMaker does, ask it, stop it (MODEL=DIRECTORY, ARGS="...")
-	@$(RUN) -m scripts.docker_local --build $(if $(MODEL),--model $(MODEL)) $(ARGS) -- $(BUILD_ARGS)
+test-image: setup ## Build an image, run it as SageMaker does, ask it, stop it (KIND=cpu, MODEL=DIRECTORY, ARGS="...")
+	@REPORT_ARGS="$(REPORT_ARGS)" $(RUN) -m scripts.docker_local --image weir:$(KIND) --build \
+	  $(if $(MODEL),--model $(MODEL)) $(ARGS) -- $(BUILD_ARGS)
+
+smoke-image: setup ## The same with the image that is there already
+	@$(RUN) -m scripts.docker_local --image weir:$(KIND) --backend engine $(if $(MODEL),--model $(MODEL)) $(ARGS)
