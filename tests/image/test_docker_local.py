@@ -23,8 +23,11 @@ def run(*arguments: str) -> tuple[int, dict, str]:
 
 @pytest.mark.image
 @pytest.mark.timeout(600)
-def test_the_image_without_a_network_keeps_the_whole_contract(engine, image):
-    code, rows, errors = run("--image", image, "--network=none", "--backend=engine", PASSIVE)
+def test_without_a_network_and_with_a_read_only_model_the_image_keeps_the_whole_contract_as_root(
+    engine, image, model_directory
+):
+    model = f"--model={model_directory}"
+    code, rows, errors = run("--image", image, model, "--network=none", "--backend=engine", PASSIVE)
     assert code == 0, (rows, errors)
     assert {name: outcome for name, (outcome, _) in rows.items()} == dict.fromkeys(CHECKS, "ok")
     assert "exit code 0" in rows["SIGTERM"][1]
@@ -33,10 +36,10 @@ def test_the_image_without_a_network_keeps_the_whole_contract(engine, image):
 
 @pytest.mark.image
 @pytest.mark.timeout(600)
-def test_the_image_serves_a_read_only_model(engine, image, model_directory):
+def test_the_image_serves_as_another_user_too(engine, image):
     rows_of = ("--conformance=http.info_*", "--conformance=http.health_*")
     code, rows, errors = run(
-        "--image", image, "--model", str(model_directory), "--backend=engine", PASSIVE, *rows_of
+        "--image", image, "--engine-option=--user=1000:1000", "--backend=engine", PASSIVE, *rows_of
     )  # fmt: skip
     assert code == 0, (rows, errors)
     assert rows["SIGTERM"][0] == "ok"
