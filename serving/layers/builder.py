@@ -81,10 +81,12 @@ class LayerBuilder:
         self._dtype, self._device, self._attention = dtype, device, attention
         self._ranks: Ranks = ranks or OneRank()
         self._adapters = adapters
-        self.built = Built()
-        self._weights = RankWeights(
-            checkpoint, dtype=dtype, device=device, ranks=self._ranks, on_kept=self._count_kept
-        )  # fmt: skip
+        built = self.built = Built()
+
+        def count(nbytes: int) -> None:  # not a method: a circle would keep the builder, and tables that it holds
+            built.weight_bytes += nbytes
+
+        self._weights = RankWeights(checkpoint, dtype=dtype, device=device, ranks=self._ranks, on_kept=count)
 
     def at(self, name: str) -> Self:
         """The same builder, one level deeper in the checkpoint's names; the empty name stays where it is."""
@@ -425,9 +427,6 @@ class LayerBuilder:
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__, _weights=weights)
         return other
-
-    def _count_kept(self, nbytes: int) -> None:
-        self.built.weight_bytes += nbytes
 
     def _mixture(self, weights: Iterable[tuple[Tensor, Tensor]], count: int, activation: str) -> nn.Module:
         experts = make_experts(weights, count, self.gate(activation))

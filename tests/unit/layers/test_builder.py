@@ -1,5 +1,8 @@
 """What the builder makes of a checkpoint's tensors before a layer sees them."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 
@@ -50,6 +53,18 @@ def test_weights_kept_as_in_by_out_are_turned():
     build = builder(up_weight=weight, fused_weight=weight).transposed()
     assert torch.allclose(build.column("up")(x), x @ weight, atol=1e-6)
     assert torch.allclose(build.fused_column("fused", 4, 2)(x), x @ weight, atol=1e-6)
+
+
+def test_a_builder_that_nobody_needs_is_gone_at_once_and_its_tables_with_it():
+    build = builder(wte_weight=torch.zeros(4, 2))
+    build.at("").embedding("wte", 4)
+    gc.disable()
+    try:
+        left = weakref.ref(build)
+        del build
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 def test_a_tensor_that_does_not_divide_is_named():
