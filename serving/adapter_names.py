@@ -44,7 +44,7 @@ def fault_of(name: str) -> str | None:
     if len(name) > LONGEST:
         return f"must have at most {LONGEST} characters"
     if not _NAME.fullmatch(name):
-        return "must consist of letters, digits and _.:+- (with slashes between), and begin with a letter or digit"
+        return "must consist of letters, digits and _.:+- (with slashes between), and begin with a letter, a digit or _"
     return None
 
 

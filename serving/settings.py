@@ -199,7 +199,7 @@ class Settings:
         least=0,
         sagemaker="SAGEMAKER_MAX_NUMBER_OF_ADAPTERS_IN_MEMORY",
     )
-    max_lora_rank: int = setting(64, "Largest rank of a LoRA adapter.", least=1)
+    max_lora_rank: int = setting(64, "Largest rank of a LoRA adapter.", least=1, most=4096)
     huggingface_hub_cache: str | None = setting(None, "Where downloads are kept; default $HF_HOME/hub.")
     weights_cache_override: str | None = setting(None, "Directory that holds the weight files.", effect=False)
 

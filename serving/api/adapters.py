@@ -24,6 +24,7 @@ from serving.validation.validator import Validator
 ADAPTER = "x-amzn-sagemaker-adapter-identifier"
 QUERY_PREFIX = "Failed to deserialize query string: "
 FILES = ("adapter_config.json", "adapter_model.safetensors")
+CHUNK_BYTES = 1 << 20
 NO_ADAPTER = f"`src` is no directory that holds {FILES[0]} and {FILES[1]}"
 NO_PLACE = "`src` must be a directory of the server's machine: an absolute path, or file:// and one"
 
@@ -59,6 +60,9 @@ class AdapterRoutes:
         self._check_name(asked.name)
         place = _directory(asked.src)
         self._bridge.loaded()
+        # Nothing is noted while the files are looked at: an unloading that came between would find nothing to undo.
+        if self._adapters.known(asked.name, place) is None and not self._bridge.offload_long(_read, Path(place)):
+            raise AdapterRefused(NO_ADAPTER)
         adapter = self._adapters.begin(asked.name, place)
         if not adapter.loaded:
             self._bring(adapter)
@@ -81,16 +85,15 @@ class AdapterRoutes:
     def _bring(self, adapter: Adapter) -> None:
         """Have an adapter loaded, or leave nothing of it."""
         try:
-            if not self._bridge.offload(_holds_adapter, Path(adapter.place)):
-                raise AdapterRefused(NO_ADAPTER)
             self._bridge.load_adapter(adapter.number, adapter.place)
+            if not self._adapters.finish(adapter):
+                raise AdapterRefused("it was unloaded meanwhile")
         except BaseException as error:
             self._adapters.abandon(adapter)
             self._bridge.drop_adapter(adapter.number)
             if isinstance(error, AdapterRefused):  # whatever it says, no path leaves the server
                 raise AdapterRefused(error.detail.replace(adapter.place, "`src`")) from None
             raise
-        self._adapters.finish(adapter)
 
     def _asked(self) -> AdapterRequest:
         if not {"name", "src"} & request.args.keys():
@@ -120,11 +123,18 @@ def _directory(src: str) -> str:
     return os.path.normpath(path)
 
 
-def _holds_adapter(directory: Path) -> bool:
+def _read(directory: Path) -> bool:
+    """Whether there is an adapter. Its files are read to their end, so that the device need not wait for a disk."""
     try:
-        return all((directory / name).is_file() for name in FILES)
+        if not all((directory / name).is_file() for name in FILES):
+            return False
+        for name in FILES:
+            with (directory / name).open("rb", buffering=0) as file:
+                while file.read(CHUNK_BYTES):
+                    pass
     except OSError:  # it may not be looked at, or its name is too long
         return False
+    return True
 
 
 def _description(adapter: Adapter) -> AdapterDescription:

@@ -50,7 +50,7 @@ class Models:
         Raises:
             ModelNotFound: it is neither the model's name nor an adapter's.
         """
-        if asked is None or asked in self._own_names or not self._adapters:
+        if asked is None or asked in self._own_names or not self._adapters.claims(asked):
             return None
         if self._adapters.number_of(asked) is None:
             raise ModelNotFound(asked)

@@ -161,7 +161,11 @@ class Engine:
             self._lost = self._stats(step, forward_s=died - submitted, step_s=died - begun, failed=True)
             raise
         answered = time.monotonic()
-        self._scheduler.commit(step, waiting={row.sequence_id for row in result.rows if row.waiting})
+        self._scheduler.commit(
+            step,
+            waiting={row.sequence_id for row in result.rows if row.waiting},
+            failed={row.sequence_id for row in result.rows if row.error is not None},
+        )
         committed = time.monotonic()
         outputs = self._process(step, result, answered)
         skipped, gaps = self._measure(outputs, answered)
@@ -212,8 +216,7 @@ class Engine:
         self._lost_adapters |= self._bring_adapters()
         for sequence in [each for each in self._sequences.values() if not self._adapters.has(each.request.adapter)]:
             self._forget(sequence)
-            reason = self._lost_adapters[sequence.request.adapter]
-            self._unsaid.append(_failure(sequence, f"its adapter could not be loaded again: {reason}"))
+            self._unsaid.append(_failure(sequence, "its adapter could not be loaded again"))
         return self._take_unsaid()
 
     def load(self) -> StepStats:

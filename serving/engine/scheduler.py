@@ -97,15 +97,17 @@ class Scheduler:
         finished, self._finished = self._finished, []
         return finished
 
-    def commit(self, step: Step, waiting: Collection[int] = ()) -> None:
+    def commit(self, step: Step, waiting: Collection[int] = (), failed: Collection[int] = ()) -> None:
         """Count the step's rows as computed; the blocks that are full now can be found by others.
 
         Args:
             waiting: ids of the sequences whose last token has to be computed again, for the device could not choose.
+            failed: ids of those that the device gave up; of them nothing counts.
         """
         for sequence, tokens in step.rows.items():
-            sequence.computed += tokens - (sequence.id in waiting)
-            self.blocks.remember(sequence)
+            if sequence.id not in failed:
+                sequence.computed += tokens - (sequence.id in waiting)
+                self.blocks.remember(sequence)
 
     def _find_suspect(self) -> Sequence | None:
         """The sequence that may be what kills the device: it is computed alone until it has its next token."""

@@ -4,6 +4,7 @@ Knows no request and no plan. What is added to a layer's outputs is computed fro
 (Hu et al. 2021, arXiv:2106.09685), for the tokens of each adapter apart (Chen et al. 2023, arXiv:2310.18547).
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ from serving.weights.adapter_config import ADVICE
 from serving.weights.adapter_file import AdapterFile, Lora
 
 _BLANK = -1
+_LONGEST_REFUSAL = 300  # characters
+
+log = logging.getLogger(__name__)
 
 
 class Span(NamedTuple):
@@ -127,7 +131,11 @@ class AdapterSlots:
         try:
             self._loaded[number] = self._read(directory)
         except ModelError as error:
-            refusal = str(error)
+            # It quotes a stranger's file: no text for an answer or a pipe as it is.
+            refusal = str(error).encode("utf-8", "backslashreplace").decode()[:_LONGEST_REFUSAL]
+        except Exception:
+            log.exception("An adapter cannot be read")
+            refusal = "it cannot be read"
         if self._ranks.smallest(int(refusal is None)):
             return None
         self.drop(number)
@@ -143,6 +151,7 @@ class AdapterSlots:
 
     def drop(self, number: int) -> None:
         """Forget an adapter that no row uses any more; an unknown one is ignored."""
+        self.active = []
         self._loaded.pop(number, None)
 
     def use(self, spans: Iterable[Span]) -> None:
@@ -189,12 +198,17 @@ class AdapterSlots:
         return part.outputs, down, up
 
     def _layer_lora(self, parts: Sequence[Part], matrices: Sequence[tuple[slice, Tensor, Tensor]]) -> LayerLora:
-        """Copied to where they stay: what an adapter's file gives would change with the file."""
+        """Copied to where they stay: what an adapter's file gives would change with the file.
+
+        Raises ModelError where something is no finite number.
+        """
         down = torch.cat([part_down for _, part_down, _ in matrices]).to(self._device, self._dtype)
         up, first = torch.zeros((_outputs(parts), len(down)), dtype=self._dtype, device=self._device), 0
         for outputs, part_down, part_up in matrices:
             up[outputs, first : first + len(part_down)] = part_up
             first += len(part_down)
+        if not bool(down.isfinite().all() and up.isfinite().all()):
+            raise ModelError(f"the adapter has matrices for {parts[0].name} that are not finite in {self._dtype}")
         return LayerLora(down, up)
 
 

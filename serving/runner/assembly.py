@@ -25,7 +25,7 @@ from serving.runner.encoder import EncoderStates, slot_bytes
 from serving.runner.footprint import DEFAULT_STEP_TOKENS, Footprint, footprint_of
 from serving.runner.frames import RunnerOptions
 from serving.runner.inputs import InputBuilder
-from serving.runner.memory import PeakMeter, is_out_of_memory
+from serving.runner.memory import PeakMeter, available_bytes, is_out_of_memory
 from serving.runner.model_runner import ModelRunner
 from serving.runner.sizing import BLOCK_SIZE, block_count, kv_budget, reach, row_count, worst_plan
 from serving.sampling.sampler import Sampler
@@ -85,9 +85,11 @@ class Assembly:
         """
         meter = PeakMeter(self._loaded.device)
         adapters = self._loaded.adapters
-        blank = 0 if adapters is None else adapters.load_blank()
-        meter.start()
+        blank = 0
         try:
+            if adapters is not None:
+                blank = adapters.load_blank()
+            meter.start()
             self._compute_worst_step(blank)
         except (RuntimeError, MemoryError, LookupError, ValueError) as error:
             if is_out_of_memory(error):
@@ -111,6 +113,11 @@ class Assembly:
         options, loaded = self._options, self._loaded
         longest_input, longest, _ = self._reach
         reserved = 0 if loaded.adapters is None else loaded.adapters.reserved_bytes
+        if reserved > available_bytes(loaded.device, options.device_memory_fraction) - step_bytes:
+            raise ConfigurationError(
+                f"--max-lora-adapters {options.max_adapters} and --max-lora-rank {options.max_adapter_rank} set aside "
+                f"{reserved / 1e9:.1f} GB, more than there is beside the weights; lower them"
+            )
         budget = kv_budget(options, loaded.device, step_bytes + reserved)
         a_slot = slot_bytes(loaded.built.cross_shapes, longest_input, BLOCK_SIZE, loaded.dtype)
         a_block = block_bytes(loaded.built.kv_shapes, BLOCK_SIZE, loaded.dtype)

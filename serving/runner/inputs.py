@@ -95,6 +95,10 @@ class InputBuilder:
         )  # fmt: skip
         return Inputs(batch, starts, order)
 
+    def erase(self, inputs: Inputs, tokens: slice) -> None:
+        """Make the keys and values zero that some tokens of a batch wrote."""
+        self._cache.erase(inputs.batch.slots[tokens])
+
     def _group(self, rows: Sequence[Row], singles: Sequence[int]) -> list[list[int]]:
         """Split rows where their lengths do not fall, and where padding would double one or burst the bound."""
         if not self._token_reads:  # only their tables are padded

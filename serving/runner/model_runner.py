@@ -71,8 +71,9 @@ class ModelRunner:
             return StepResult(rows=[], refused=refused)
         inputs = self._build_inputs(plan.rows)
         hidden = self._model(inputs.batch)
-        sampled = [i for i, row in enumerate(plan.rows) if row.sample]
-        outcomes = dict(zip(sampled, self._choose(plan.rows, inputs, hidden, sampled), strict=True))
+        broken = self._erase_broken(plan.rows, inputs, hidden)
+        sampled = [i for i, row in enumerate(plan.rows) if row.sample and i not in broken]
+        outcomes = {**broken, **dict(zip(sampled, self._choose(plan.rows, inputs, hidden, sampled), strict=True))}
         return StepResult(
             rows=[
                 _row_result(row, outcomes.get(i), self._prompt_logprobs(row, hidden, inputs.starts[i]))
@@ -80,6 +81,23 @@ class ModelRunner:
             ],
             refused=refused,
         )
+
+    def _erase_broken(self, rows: Sequence[Row], inputs: Inputs, hidden: Tensor) -> dict[int, GenerationError]:
+        """The rows for which the model computed no numbers, and the error of each.
+
+        Nothing stays of what they wrote: masks add, and what is added to NaN in a block that another row has next
+        stays NaN.
+        """
+        sound = hidden.isfinite().all(-1)
+        if bool(sound.all()):
+            return {}
+        broken = {}
+        for i, row in enumerate(rows):
+            tokens = slice(inputs.starts[i], inputs.starts[i] + len(row.token_ids))
+            if not bool(sound[tokens].all()):
+                self._inputs.erase(inputs, tokens)
+                broken[i] = GenerationError("the model computed something that is not a finite number")
+        return broken
 
     def _finish(self, sequence_ids: Sequence[int]) -> None:
         for sequence_id in sequence_ids:

@@ -51,9 +51,9 @@ class Adapters:
         self._numbers = itertools.count(1)
         self._adapters: Mapping[str, Adapter] = {}  # replaced and never changed, so that any thread may read it
 
-    def __bool__(self) -> bool:
-        """Whether there is any, loaded or on its way."""
-        return bool(self._adapters)
+    def claims(self, name: str) -> bool:
+        """Whether a name has to be an adapter's: requests may have some, or one with this name is on its way."""
+        return name in self._adapters or any(adapter.loaded for adapter in self._adapters.values())
 
     def all(self) -> list[Adapter]:
         """Those that requests may have, in the order of their coming."""
@@ -71,6 +71,17 @@ class Adapters:
         adapter = self._adapters.get(name)
         return adapter.number if adapter is not None and adapter.loaded else None
 
+    def known(self, name: str, place: str) -> Adapter | None:
+        """The adapter that was begun or loaded before; None where it could be begun now. Raises as `begin`."""
+        if not self._room:
+            raise AdaptersUnsupported
+        found = self._adapters.get(name)
+        if found is not None and found.place != place:
+            raise AdapterConflict(name)
+        if found is None and len(self._adapters) >= self._room:
+            raise NoRoomForAdapter(f"All places for adapters are taken ({self._room}): unload one")
+        return found
+
     def begin(self, name: str, place: str) -> Adapter:
         """Give a name to an adapter that is going to be loaded, or find the one that was begun or loaded before.
 
@@ -79,23 +90,19 @@ class Adapters:
             AdapterConflict: another one has the name.
             NoRoomForAdapter: there are as many as there may be.
         """
-        if not self._room:
-            raise AdaptersUnsupported
-        known = self._adapters.get(name)
-        if known is not None:
-            if known.place != place:
-                raise AdapterConflict(name)
-            return known
-        if len(self._adapters) >= self._room:
-            raise NoRoomForAdapter(f"All places for adapters are taken ({self._room}): unload one")
+        found = self.known(name, place)
+        if found is not None:
+            return found
         adapter = Adapter(number=next(self._numbers), name=name, place=place, created=int(time.time()))
         self._adapters = {**self._adapters, name: adapter}
         return adapter
 
-    def finish(self, adapter: Adapter) -> None:
-        """It is loaded; one that was removed meanwhile stays so."""
-        if self._is_known(adapter):
-            self._adapters = {**self._adapters, adapter.name: msgspec.structs.replace(adapter, loaded=True)}
+    def finish(self, adapter: Adapter) -> bool:
+        """It is loaded. Returns whether it is still wanted; one that was removed meanwhile stays so."""
+        if not self._is_known(adapter):
+            return False
+        self._adapters = {**self._adapters, adapter.name: msgspec.structs.replace(adapter, loaded=True)}
+        return True
 
     def abandon(self, adapter: Adapter) -> None:
         """It cannot be loaded."""

@@ -30,6 +30,8 @@ _CALM = re.compile(rf"\^?(?:{_ATOM}|\|)*(?:\((?:\?:)?(?:{_ATOM}|\|)+\))?(?:{_ATO
 _REPETITION = re.compile(r"(?<!\()[*+?]")
 _MOST_REPETITIONS, _MOST_REPEATING_KEYS = 2, 64
 _LONGEST = 256  # characters of a key, and of a module's name
+_LARGEST = 1 << 20  # bytes of the file; a large one of peft's has a hundredth
+_MOST_KEYS = 2048  # of `alpha_pattern`: one for every module of a large model
 ADVICE = "merge it with peft's merge_and_unload and serve the result"
 
 
@@ -53,9 +55,12 @@ class AdapterConfig:
     @classmethod
     def load(cls, directory: Path) -> Self:
         """Read an adapter's directory. Raises ModelError where it is broken or cannot be merged."""
-        path = directory / ADAPTER_CONFIG
         try:
-            said = json.loads(path.read_text(encoding="utf-8"))
+            with (directory / ADAPTER_CONFIG).open("rb") as file:
+                text = file.read(_LARGEST + 1)
+            if len(text) > _LARGEST:
+                raise ModelError(f"{ADAPTER_CONFIG} is larger than {_LARGEST} bytes; is it one?")
+            said = json.loads(text)
         except (OSError, ValueError, RecursionError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or error
             raise ModelError(f"{ADAPTER_CONFIG} cannot be read: {reason}") from error
@@ -103,6 +108,8 @@ def _number(said: Any) -> float:
 
 def _patterns(said: Mapping[str, Any]) -> Sequence[tuple[re.Pattern[str], float]]:
     """Keys compiled, as `scale` matches them. Raises ModelError where one could take forever: it is a stranger's."""
+    if len(said) > _MOST_KEYS:
+        raise ModelError(f"{ADAPTER_CONFIG}: alpha_pattern has {len(said)} keys: {ADVICE}")
     repeating = 0
     for key in said:
         repetitions = len(_REPETITION.findall(key))
@@ -122,7 +129,7 @@ def _check(said: Mapping[str, Any]) -> None:
     if kind != "LORA":
         raise ModelError(f"the adapter is of the kind {kind!r}; only LORA is served: {ADVICE}")
     if unknown := sorted(key for key, value in said.items() if value and key not in _UNDERSTOOD):
-        raise ModelError(f"the adapter has {unknown[0]}, which is not served: {ADVICE}")
+        raise ModelError(f"the adapter has {unknown[0]!r}, which is not served: {ADVICE}")
     if (rank := said.get("r")) is not None and (not isinstance(rank, int) or rank < 1):
         raise ModelError(f"{ADAPTER_CONFIG} is broken: the rank r is {rank!r}")
     start = said.get("init_lora_weights")

@@ -83,6 +83,8 @@ class AdapterFile:
         if pair is None:
             return None
         a, b = self.tensor(pair["A"]), self.tensor(pair["B"])
+        if not (a.is_floating_point() and b.is_floating_point()):
+            raise ModelError(f"the adapter's matrices for {name} are {a.dtype} and {b.dtype}, not floating point")
         fits = a.dim() == b.dim() == 2 and a.shape[0] == b.shape[1]
         if not fits or (b.shape[0], a.shape[1]) != tuple(shape):
             raise ModelError(
@@ -96,7 +98,7 @@ class AdapterFile:
         try:
             tensor: Tensor = self._file.get_tensor(key)
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"{ADAPTER_WEIGHTS} cannot be read at {key!r}: {error}") from error
+            raise ModelError(f"{ADAPTER_WEIGHTS} cannot be read at {key!r}: {_reason(error)}") from error
         self._unused.discard(key)
         return tensor
 
@@ -136,4 +138,9 @@ def _open(path: Path):  # type: ignore[no-untyped-def]  # noqa: ANN202 - safeten
     try:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"{path.name} is missing, corrupt or truncated: {error}") from error
+        raise ModelError(f"{path.name} is missing, corrupt or truncated: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Without a path: it may reach whoever asked for the adapter."""
+    return (error.strerror or "it is not there") if isinstance(error, OSError) else str(error)

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -254,6 +255,19 @@ def test_one_that_two_ask_for_at_once_is_loaded_once(roomy, place):
     gevent.joinall(asked, raise_error=True)
     assert [each.value.status_code for each in asked] == [200, 200, 200]
     assert list(server.runner.adapters.values()) == [src]
+
+
+def test_one_that_is_unloaded_while_its_files_are_looked_at_takes_no_place_for_good(roomy, place, monkeypatch):
+    monkeypatch.setattr("serving.api.adapters._read", lambda directory: time.sleep(0.2) or True)
+    server = roomy(room=1)
+    asked = gevent.spawn(load, server.app.test_client(), "french", place("fr"))
+    gevent.sleep(0.05)
+    assert server.client.delete("/adapters/french").status_code == 404
+    asked.join()
+    assert asked.value.status_code == 200
+    assert server.client.delete("/adapters/french").status_code == 200
+    assert load(server.client, "german", place("de")).status_code == 200
+    assert text(server.client, "german") == "de:ok"
 
 
 def test_who_asks_while_the_device_dies_over_it_waits_with_the_first(roomy, place):

@@ -1,5 +1,7 @@
 """Adapters beside a running model equal the same adapters merged into it, in batches of rows with different ones."""
 
+import json
+import math
 import re
 from pathlib import Path
 
@@ -70,11 +72,16 @@ def mixed_logits(base, adapters, ranks=None):
     slots = Recording(base, ranks)
     ours = Ours(base, ranks=ranks, adapters=slots)
     assert [slots.load(number, directory) for number, directory in enumerate(adapters, 1)] == [None, None]
-    steps = [
-        ours.logits([row(i, ids, start, end, TABLES[i]) for i, ids in enumerate(TEXTS)], WHOSE)
-        for start, end in ((0, 13), (13, 19), (19, 20))
-    ]
-    return [torch.cat(parts) for parts in zip(*steps, strict=True)]
+    # The first text is a token ahead in the middle: single tokens and chunks, of one adapter and of others.
+    ends = ((13, 13, 13, 13), (14, 19, 19, 18), (20, 20, 20, 20))
+    got = [[] for _ in TEXTS]
+    done = (0, 0, 0, 0)
+    for until in ends:
+        rows = [row(i, ids, done[i], until[i], TABLES[i]) for i, ids in enumerate(TEXTS)]
+        for i, logits in enumerate(ours.logits(rows, WHOSE)):
+            got[i].append(logits)
+        done = until
+    return [torch.cat(parts) for parts in got]
 
 
 @pytest.mark.models
@@ -143,6 +150,7 @@ Q = "model.layers.0.self_attn.q_proj"
             "lm_head.weight, which a running model keeps as it is: merge it",
         ),
         ({"model.layers.9.x.lora_A.weight": (2, 64)}, "which the base model's weights do not hold"),
+        ({"model.layers.0." + "x" * 999 + ".lora_A.weight": (2, 64)}, "^.{300}$"),
     ],
 )
 def test_what_cannot_be_applied_is_refused_and_leaves_nothing(tmp_path, tensors, words):
@@ -152,6 +160,33 @@ def test_what_cannot_be_applied_is_refused_and_leaves_nothing(tmp_path, tensors,
     assert re.search(words, refusal)
     assert str(tmp_path) not in refusal
     assert slots.load(2, save_adapter(tmp_path / "good", drawn(shapes(slots), 1))) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "alpha", "words"),
+    [
+        (math.nan, 1, "not finite in torch.float32"),
+        (math.inf, 1, "not finite in torch.float32"),
+        (1e25, 1e25, "not finite in torch.float32"),
+        (torch.complex(torch.tensor(1.0), torch.tensor(2.0)).item(), 1, "not floating point"),
+    ],
+)
+def test_what_is_no_finite_number_is_refused(tmp_path, value, alpha, words):
+    slots, _ = loaded(tmp_path)
+    dtype = torch.complex64 if isinstance(value, complex) else torch.float32
+    shapes = {f"{PREFIX}{Q}.lora_A.weight": (2, 64), f"{PREFIX}{Q}.lora_B.weight": (64, 2)}
+    tensors = {name: torch.full(shape, value, dtype=dtype) for name, shape in shapes.items()}
+    assert re.search(words, slots.load(1, save_adapter(tmp_path / "adapter", tensors, lora_alpha=alpha)))
+
+
+def test_a_refusal_is_a_text_that_can_be_sent_whatever_the_adapter_says(tmp_path):
+    slots, _ = loaded(tmp_path)
+    adapter = save_adapter(tmp_path / "adapter", drawn(shapes(slots), 1))
+    for key in ("\ud800x", "x" * 1000):
+        (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", key: 1}))
+        refusal = slots.load(1, adapter)
+        assert refusal.encode()
+        assert len(refusal) <= 300
 
 
 def test_ranks_agree_on_a_refusal(tmp_path):

@@ -260,8 +260,8 @@ def _values(entry: Entry) -> st.SearchStrategy:
     field = next(field for field in dataclasses.fields(Settings) if field.name == entry.name)
     text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
     word = st.text("abc:/@.=-", min_size=1)
-    kinds = {"integer": st.integers(1, 65535), "number": st.floats(0.01, 1.0), "size": st.integers(1, 1 << 50)}
-    kinds |= {"[boolean]": st.booleans(), "text": word if entry.many else text}
+    kinds = {"integer": st.integers(1, int(field.metadata["most"] or 65535)), "size": st.integers(1, 1 << 50)}
+    kinds |= {"number": st.floats(0.01, 1.0), "[boolean]": st.booleans(), "text": word if entry.many else text}
     if entry.name == "lora_adapters":
         adapters = st.from_regex(r"[a-c](/[a-c])?(@v1|=/[a-c@=]+|=s3://b)?", fullmatch=True)
         return st.lists(adapters, unique_by=lambda said: parse(said).name).map(tuple)

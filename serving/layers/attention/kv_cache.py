@@ -49,6 +49,15 @@ class KVCache:
             width = 0 if shape.keys_only else shape.head_dim
             self.values.append(torch.empty((*size[:-1], width), dtype=dtype, device=device).zero_())
 
+    def erase(self, slots: Tensor) -> None:
+        """Make everything zero that is kept of some tokens.
+
+        Args:
+            slots: `block * block_size + offset` of each: [tokens].
+        """
+        for kept in (*self.keys, *self.values):
+            kept.view(-1, *kept.shape[2:]).index_fill_(0, slots, 0)
+
     @property
     def nbytes(self) -> int:
         """Bytes of all keys and values."""

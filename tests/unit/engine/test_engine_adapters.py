@@ -204,9 +204,7 @@ def test_the_requests_of_one_that_a_new_device_refuses_fail_and_others_go_on():
     made.add(2, request(2))
     made.step()
     outputs = made.restart(FakeRunner(refuses=lambda directory: "it changed" if directory == "/fr" else None))
-    assert [(output.request_id, output.error) for output in outputs] == [
-        (1, "its adapter could not be loaded again: it changed")
-    ]
+    assert [(output.request_id, output.error) for output in outputs] == [(1, "its adapter could not be loaded again")]
     assert made.take_lost_adapters() == {1: "it changed"}
     assert made.take_lost_adapters() == {}
     assert not made.has_adapter(1)
@@ -253,5 +251,5 @@ def test_outputs_of_a_restart_that_fails_come_with_the_next():
         with pytest.raises(RunnerDied):
             made.restart(FakeRunner(dies_on=poisonous))
     (output,) = made.restart(FakeRunner(dies_on=poisonous))
-    assert (output.request_id, "died" in output.error) == (1, True)
+    assert (output.request_id, output.error) == (1, "its adapter could not be loaded again")
     assert made.has_adapter(1)

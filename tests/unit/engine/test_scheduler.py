@@ -147,3 +147,16 @@ def test_a_suspect_is_computed_alone_until_it_has_a_token():
     assert advance(made) == [(1, 16, 4)]
     suspect.deaths = 0
     assert advance(made) == [(0, 3, 1), (1, 20, 1), (2, 0, 3)]
+
+
+def test_what_a_failed_row_computed_is_found_by_nobody():
+    made, (broken, _) = scheduler(12, 12)
+    step = made.schedule()
+    made.commit(step, failed={0})
+    assert broken.computed == 0
+    made.remove(broken)
+    again = sequence(0, 12)
+    assert made.blocks.lookup(again) == []
+    made.add(again)
+    made.commit(made.schedule())
+    assert len(made.blocks.lookup(sequence(0, 12))) > 0

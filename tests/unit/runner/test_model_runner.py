@@ -7,10 +7,11 @@ import shutil
 import pytest
 import torch
 from models.cases import CASES, randomized
+from models.lora_files import random_adapter
 from safetensors.torch import load_file, save_file
 
 from serving.errors import ConfigurationError, ModelError
-from serving.plan import NewRow, Row, StepPlan
+from serving.plan import NewAdapter, NewRow, Row, StepPlan
 from serving.protocol import SamplingParams
 from serving.runner.frames import RunnerOptions
 from serving.runner.load import load_runner
@@ -213,3 +214,25 @@ def test_an_encoder_decoder_is_not_adapted_while_it_runs(checkpoint, tmp_path):
     directory = changed(checkpoint, tmp_path, is_encoder_decoder=True, decoder_start_token_id=0)
     with pytest.raises(ConfigurationError, match="--max-lora-adapters: an encoder-decoder"):
         load_runner(options(directory, max_adapters=1))
+
+
+def test_a_row_without_numbers_fails_alone_and_leaves_nothing_in_its_blocks(checkpoint, tmp_path):
+    adapter = random_adapter(checkpoint, tmp_path / "adapter", 1)
+    huge = {name: tensor * 1e18 for name, tensor in load_file(adapter / "adapter_model.safetensors").items()}
+    save_file(huge, adapter / "adapter_model.safetensors")  # finite, but not what comes of it
+    runner = load_runner(options(checkpoint, max_adapters=1))
+    assert runner.execute(StepPlan(rows=[], adapters=[NewAdapter(1, str(adapter))])).refused == {}
+    want, _ = generate(runner, 6, SamplingParams())
+    news = [
+        NewRow(sequence_id=i, token_ids=PROMPT, prompt_length=40, sampling=SamplingParams(), adapter=int(i == 8))
+        for i in (7, 8)
+    ]
+    rows = [
+        Row(sequence_id=i, token_ids=PROMPT[:end], position=0, block_table=table, sample=i == 7)
+        for i, end, table in ((7, 40, [6, 7, 8]), (8, 30, [3, 1]))
+    ]
+    fine, broken = runner.execute(StepPlan(rows=rows, started=news)).rows
+    assert fine.choice.token_id == want[0].token_id
+    assert "not a finite number" in broken.error
+    runner.execute(StepPlan(rows=[], finished=[7, 8]))
+    assert generate(runner, 6, SamplingParams())[0] == want  # in the blocks of the broken one

@@ -8,14 +8,16 @@ from serving.validation.adapters import Adapters
 
 def test_a_name_is_found_once_its_adapter_is_loaded():
     adapters = Adapters(room=2)
-    assert not adapters
+    assert not adapters.claims("french")
     begun = adapters.begin("french", "/fr")
-    assert adapters
+    assert adapters.claims("french")
+    assert not adapters.claims("german")
     assert adapters.number_of("french") is None
     assert adapters.all() == []
     with pytest.raises(AdapterNotFound):
         adapters.find("french")
-    adapters.finish(begun)
+    assert adapters.finish(begun)
+    assert adapters.claims("german")
     assert adapters.number_of("french") == adapters.find("french").number == begun.number == 1
     assert [adapter.name for adapter in adapters.all()] == ["french"]
 
@@ -55,7 +57,7 @@ def test_what_was_removed_on_its_way_does_not_come_back_and_harms_no_successor()
     old = adapters.begin("french", "/fr")
     adapters.remove("french")
     adapters.finish(old)
-    assert not adapters
+    assert not adapters.claims("french")
     new = adapters.begin("french", "/fr")
     adapters.abandon(old)
     adapters.finish(old)

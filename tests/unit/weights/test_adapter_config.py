@@ -124,3 +124,18 @@ def test_the_longest_names_and_patterns_that_are_allowed_end(tmp_path):
     assert config.scale("." * 256, 8) == 2
     with pytest.raises(ModelError, match="257 characters"):
         config.scale("a" * 257, 8)
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path):
+    with (tmp_path / "adapter_config.json").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ModelError, match="larger than 1048576 bytes"):
+        AdapterConfig.load(tmp_path)
+
+
+def test_patterns_are_only_so_many(tmp_path):
+    patterns = {f"layers.{i}.q_proj": 8 for i in range(3000)}
+    said = {"peft_type": "LORA", "base_model_name_or_path": "base", "alpha_pattern": patterns}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(said))
+    with pytest.raises(ModelError, match="alpha_pattern has 3000 keys"):
+        AdapterConfig.load(tmp_path)
