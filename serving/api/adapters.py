@@ -24,7 +24,7 @@ from serving.validation.validator import Validator
 ADAPTER = "x-amzn-sagemaker-adapter-identifier"
 QUERY_PREFIX = "Failed to deserialize query string: "
 FILES = ("adapter_config.json", "adapter_model.safetensors")
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES, MOST_BYTES = 1 << 20, 4 << 30
 NO_ADAPTER = f"`src` is no directory that holds {FILES[0]} and {FILES[1]}"
 NO_PLACE = "`src` must be a directory of the server's machine: an absolute path, or file:// and one"
 
@@ -124,14 +124,15 @@ def _directory(src: str) -> str:
 
 
 def _read(directory: Path) -> bool:
-    """Whether there is an adapter. Its files are read to their end, so that the device need not wait for a disk."""
+    """Whether there is an adapter. Its files are read, so that the device need not wait for a disk: no endless ones."""
+    left = MOST_BYTES
     try:
         if not all((directory / name).is_file() for name in FILES):
             return False
         for name in FILES:
             with (directory / name).open("rb", buffering=0) as file:
-                while file.read(CHUNK_BYTES):
-                    pass
+                while left > 0 and (chunk := file.read(CHUNK_BYTES)):
+                    left -= len(chunk)
     except OSError:  # it may not be looked at, or its name is too long
         return False
     return True
