@@ -4,9 +4,7 @@ Knows nothing of what a setting does. The only module that reads the environment
 """
 
 import dataclasses
-import math
 import os
-import re
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from serving import __version__
 from serving.adapter_names import NamedAdapter
 from serving.adapter_names import parse as parse_adapter
 from serving.errors import ConfigurationError
+from serving.setting_kinds import Boolean, kind_of
 
 QUANTIZATIONS = (
     "awq",
@@ -69,52 +68,6 @@ SERVE_DEFAULTS = types.MappingProxyType(
 )
 SERVE_BATCH_VARIABLE = "SAGEMAKER_BATCH"  # true in a batch transform, whose requests may take long
 DEADLINES = ("RESPONSE_DEADLINE", "STREAM_DEADLINE")
-
-
-class _Size(click.ParamType):  # type: ignore[type-arg]  # generic in new releases of click only
-    """An amount of memory in bytes, written with or without a unit."""
-
-    name = "size"
-    pattern = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?", re.IGNORECASE)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        match = self.pattern.fullmatch(value.strip())
-        if match is None:
-            self.fail(f"{value!r} is not a size; write bytes, or a number with a unit such as 512MB or 2GiB.")
-        number, unit, binary = match.groups()
-        step = 1024 if binary else 1000
-        whole, power = float(number), " kmgt".index((unit or " ").lower())
-        return int(number) * step**power if number.isdigit() else int(whole * step**power)
-
-
-class _Boolean(click.ParamType):  # type: ignore[type-arg]  # see _Size
-    """True or false; a flag without a value is true."""
-
-    name = "[boolean]"
-    words = types.MappingProxyType({"true": True, "1": True, "false": False, "0": False})
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:
-        if value.lower() not in self.words:
-            self.fail(f"{value!r} is neither true nor false.")
-        return self.words[value.lower()]
-
-
-class _Integer(click.IntRange):
-    """A whole number."""
-
-    name = "integer"
-
-
-class _Number(click.FloatRange):
-    """A finite number."""
-
-    name = "number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        number = float(super().convert(value, param, ctx))
-        if not math.isfinite(number):
-            self.fail(f"{value!r} is not a finite number.")
-        return number
 
 
 def setting(
@@ -382,7 +335,7 @@ class Entry:
     def option(self, name: str) -> click.Option:
         """The click option for one of its names; values stay text, so that flags and variables are read alike."""
         old = name != self.name
-        bare: Any = {"is_flag": False, "flag_value": "true"} if isinstance(self.kind, _Boolean) else {}
+        bare: Any = {"is_flag": False, "flag_value": "true"} if isinstance(self.kind, Boolean) else {}
         return click.Option(
             [name, _flag(name), *([self.short] if self.short and not old else [])],
             type=click.UNPROCESSED,
@@ -468,7 +421,7 @@ def _entry(field: "dataclasses.Field[Any]") -> Entry:
     meta = field.metadata
     plain = next(kind for kind in _alternatives(field.type) if kind is not types.NoneType)
     many = get_origin(plain) is tuple
-    kind = _kind(get_args(plain)[0] if many else plain, meta)
+    kind = kind_of(get_args(plain)[0] if many else plain, meta)
     names = (field.name, *([meta["legacy"]] if meta["legacy"] else []))
     variable = field.name.upper() if meta["variable"] is None else meta["variable"]
     return Entry(
@@ -487,18 +440,6 @@ def _entry(field: "dataclasses.Field[Any]") -> Entry:
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-
-
-def _kind(plain: type, meta: Mapping[str, Any]) -> "click.ParamType[Any]":
-    if meta["size"]:
-        return _Size()
-    if meta["choices"]:
-        return click.Choice(meta["choices"])
-    if plain is bool:
-        return _Boolean()
-    if plain is int:
-        return _Integer(meta["least"], meta["most"])
-    return _Number(meta["least"], meta["most"]) if plain is float else click.STRING
 
 
 def _flag(name: str) -> str:
