@@ -25,6 +25,9 @@ The client waits longer than SageMaker's 60 seconds and never sends a request tw
 """
 NEW_SESSION = "NEW_SESSION"
 INLINE_BYTES = 128_000  # longest body of an asynchronous request that is not in S3
+NO_ACCOUNT = """\
+Give boto3 a region and credentials; or ask the emulator, which needs no account:
+  .venv/bin/python scripts/sagemaker_emulator.py -- .venv/bin/python sagemaker/invoke.py 'What is Deep Learning?'"""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,14 +48,16 @@ def main(argv: Sequence[str]) -> int:
     except ModuleNotFoundError:
         parser.error("boto3 is needed: .venv/bin/python -m pip install boto3")
     boto3 = importlib.import_module("boto3")
-    client = boto3.client("sagemaker-runtime", region_name=options.region, config=config)
     try:
+        client = boto3.client("sagemaker-runtime", region_name=options.region, config=config)
         if options.queued:
             return _ask_queue(client, boto3.client("s3", region_name=options.region), options)
         return _ask(client, options)
     except (exceptions.BotoCoreError, exceptions.ClientError) as refusal:
         said = getattr(refusal, "response", {}).get("OriginalMessage")
         print(said or f"{type(refusal).__name__}: {refusal}", file=sys.stderr)
+        if isinstance(refusal, (exceptions.NoRegionError, exceptions.NoCredentialsError)):
+            print(NO_ACCOUNT, file=sys.stderr)
         return 1
 
 

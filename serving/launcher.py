@@ -115,7 +115,9 @@ def check_adapters(choice: ModelChoice, adapters: Sequence[NamedAdapter]) -> Non
     own = (choice.model_id, DEMO_MODEL_ID, "tgi")
     for adapter in adapters:
         if adapter.name in own:
-            raise ConfigurationError(f"`lora_adapters`: {adapter.name} is the model's own name; write NAME=/path.")
+            raise ConfigurationError(
+                f"`lora_adapters`: {adapter.name} is the model's own name; choose another: NAME=PLACE."
+            )
         if adapter.place.startswith(("/", ".")) and not Path(adapter.place).is_dir():
             raise ConfigurationError(f"`lora_adapters`: there is no directory {adapter.place} for {adapter.name}.")
 

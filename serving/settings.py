@@ -144,7 +144,8 @@ class Settings:
     rope_scaling: str | None = setting(None, "RoPE scaling.", choices=("linear", "dynamic"), effect=False)
     rope_factor: float | None = setting(None, "Factor of the RoPE scaling.", effect=False)
     lora_adapters: tuple[str, ...] = setting(
-        (), "LoRA adapters to load, with commas: org/name, org/name@revision or name=/path."
+        (),
+        "LoRA adapters to load, with commas: org/name, org/name@revision, or name= and one of these, /path or s3://.",
     )
     max_lora_adapters: int | None = setting(
         None,
@@ -281,7 +282,7 @@ class Settings:
     def _check_adapters(self) -> None:
         names = [adapter.name for adapter in self.adapters]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ConfigurationError(f"`lora_adapters` names {twice[0]} twice; write name=/path to tell them apart.")
+            raise ConfigurationError(f"`lora_adapters` names {twice[0]} twice; give one another name: name=place.")
         if self.adapter_room < len(names):
             raise ConfigurationError(
                 f"`max_lora_adapters` must be >= the {len(names)} of `lora_adapters`. Given: {self.max_lora_adapters}"

@@ -17,7 +17,7 @@ from serving.api.identity import Identity
 from serving.api.schemas.openai import OWN_NAMES
 from serving.api.schemas.sagemaker import AdapterDescription, AdapterList, AdapterRequest, Status
 from serving.bridge import Bridge
-from serving.errors import AdapterRefused, ValidationError
+from serving.errors import AdapterRefused, RequestError, ValidationError
 from serving.validation.adapters import Adapter, Adapters
 from serving.validation.validator import Validator
 
@@ -61,12 +61,16 @@ class AdapterRoutes:
         place = _directory(asked.src)
         self._bridge.loaded()
         # Nothing is noted while the files are looked at: an unloading that came between would find nothing to undo.
-        if self._adapters.known(asked.name, place) is None and not self._bridge.offload_long(_read, Path(place)):
-            raise AdapterRefused(NO_ADAPTER)
-        adapter = self._adapters.begin(asked.name, place)
-        if not adapter.loaded:
-            self._bring(adapter)
-            log.info("The adapter %s is loaded", adapter.name)
+        try:
+            if self._adapters.known(asked.name, place) is None and not self._bridge.offload_long(_read, Path(place)):
+                raise AdapterRefused(NO_ADAPTER)
+            adapter = self._adapters.begin(asked.name, place)
+            if not adapter.loaded:
+                self._bring(adapter)
+                log.info("The adapter %s is loaded", adapter.name)
+        except RequestError as error:
+            log.warning("The adapter %s is not loaded: %s", asked.name, error)
+            raise
         return _json(Status(f"Adapter {adapter.name} registered"))
 
     def unload(self, name: str) -> Response:

@@ -246,7 +246,7 @@ def reason(error: Exception, repository: str, revision: str, token: str | None, 
     if isinstance(error, RevisionNotFoundError):
         return f"{repository} has no revision {revision!r}; see --revision."
     if isinstance(error, HFValidationError):
-        return f"{repository!r} is neither a directory nor a model of the hub; see --model-id."
+        return f"{repository!r} is neither a directory nor a model of the hub."
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code
         if status == 401:
@@ -256,7 +256,7 @@ def reason(error: Exception, repository: str, revision: str, token: str | None, 
         return _unwritable(cache, error)
     return (
         f"The hub at {constants.ENDPOINT} cannot be reached for {repository} ({type(error).__name__}: "
-        f"{_first_line(error)}); name a directory with --model-id where there is no network."
+        f"{_first_line(error)}); name a directory where there is no network."
     )
 
 

@@ -1,10 +1,15 @@
 """invoke.py as real boto3 sends it: what is asked, how answers are read, and that nothing is sent twice."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from deploy.endpoints.conftest import REGION, event_stream
 
+ROOT = Path(__file__).parents[3]
 NEW = "abc; Expires=2026-11-21T10:00:00Z"
 
 
@@ -129,3 +134,14 @@ def test_an_error_in_a_stream_is_one(invoke, runtime):
     frames = event_stream(b'data: {"error": "out of time", "error_type": "generation"}\n\n', 9)
     runtime.answers.append((200, {"Content-Type": "application/vnd.amazon.eventstream"}, frames))
     assert "out of time" in invoke("--stream", "Hello", expect=1).err
+
+
+def test_without_a_region_two_things_to_do_are_named():
+    pytest.importorskip("boto3", reason="boto3 is not installed")
+    command = [sys.executable, ROOT / "sagemaker" / "invoke.py", "Hello"]
+    environment = {"PATH": os.environ["PATH"], "HOME": "/nowhere", "AWS_EC2_METADATA_DISABLED": "true"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "NoRegionError" in done.stderr
+    assert "sagemaker_emulator.py -- " in done.stderr
